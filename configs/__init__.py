@@ -1,0 +1,1 @@
+"""Experiment cards: one folder a paper, one ``get_config()`` a file."""

@@ -1,0 +1,1 @@
+"""Command-line scripts, one a paper: ``python -m launch.<paper>``."""

@@ -1,0 +1,16 @@
+"""The test rig: strict promotion, four CPU devices, a persistent compilation cache."""
+
+import os
+import tempfile
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "jaxml-tests")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
