@@ -1,0 +1,1 @@
+"""The one place that touches parts of jax outside its stable public surface."""

@@ -1,0 +1,1 @@
+"""Floor 0: trees, keys, validation, batched reductions and the device mesh."""
