@@ -1,0 +1,70 @@
+"""VGG networks (Simonyan and Zisserman 2015) with a thin classifier for small images."""
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from jaxml.nn.conv import Conv
+from jaxml.nn.norm import make_norm
+
+
+class VGG(nn.Module):
+    """Blocks of 3x3 convolutions, each with norm and relu; dense layers with relu; linear head.
+
+    A 2x2 max-pool ends each block while the image has more than one row and column: 32x32 inputs
+    reach 1x1 after the fifth block, 8x8 inputs after the third.
+
+    Attributes:
+      n_classes: units of the head.
+      features: output channels of each convolution, over all blocks in order.
+      blocks: convolutions in each block.
+      dense: units of the dense layers.
+      norm: a name of ``make_norm``; convolutions have a bias only with ``"none"``.
+      groups: of ``norm="group"``.
+      conv: ``implementation`` of every ``Conv``.
+    """
+
+    n_classes: int
+    features: tuple[int, ...]
+    blocks: tuple[int, ...] = (2, 2, 3, 3, 3)
+    dense: tuple[int, ...] = (512, 512)
+    norm: str = "layer"
+    groups: int = 8
+    conv: str = "lax"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False
+    ) -> Float[Array, "n n_classes"]:
+        """Maps images to logits; ``train`` makes batch normalisation use the batch.
+
+        Raises:
+          ValueError: ``features`` has not one width for each convolution of ``blocks``.
+        """
+        if len(self.features) != sum(self.blocks):
+            raise ValueError(f"features needs {sum(self.blocks)} widths, got {len(self.features)}")
+        widths = iter(self.features)
+        for count in self.blocks:
+            for _ in range(count):
+                x = Conv(next(widths), use_bias=self.norm == "none", implementation=self.conv)(x)
+                x = nn.relu(make_norm(self.norm, train=train, groups=self.groups)(x))
+            if min(x.shape[1:3]) > 1:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for width in self.dense:
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(self.n_classes)(x)
+
+
+def vgg16(
+    *,
+    n_classes: int,
+    width_multiplier: float = 1,
+    norm: str = "layer",
+    groups: int = 8,
+    conv: str = "lax",
+) -> VGG:
+    """Makes the 13-convolution net, 64 to 512 channels and two dense layers of 512, scaled."""
+    features = (64, 64, 128, 128, 256, 256, 256, *(512,) * 6)
+    features = tuple(round(w * width_multiplier) for w in features)
+    dense = (round(512 * width_multiplier),) * 2
+    return VGG(n_classes, features, dense=dense, norm=norm, groups=groups, conv=conv)
