@@ -1,0 +1,97 @@
+"""Finished results as files: arrays in safetensors, everything else in JSON."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from safetensors import safe_open
+from safetensors.flax import load_file, save
+
+from jaxml.core.tree import from_paths, to_paths
+from jaxml.core.types import PyTree
+from jaxml.core.validate import check_same_structure
+
+
+def save_tree(
+    path: str | os.PathLike, tree: PyTree, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes the arrays of a pytree to one safetensors file, named as ``"params/Dense_0/kernel"``.
+
+    The file appears whole or not at all; missing folders are made. bfloat16 and integers are kept.
+
+    Args:
+      path: the file, replaced if it exists.
+      tree: nested dicts (or tuples, NamedTuples) of arrays.
+      metadata: text kept in the file's header; see ``load_metadata``.
+
+    Raises:
+      ValueError: two leaves have one name, because a dict key holds a ``"/"``.
+    """
+    leaves = to_paths(tree)
+    if len(leaves) != len(jax.tree.leaves(tree)):
+        raise ValueError('tree has leaves that share a name: no dict key may hold a "/"')
+    _write(path, save(leaves, metadata=dict(metadata or {})))
+
+
+def load_tree(path: str | os.PathLike, like: PyTree | None = None) -> PyTree:
+    """Reads what ``save_tree`` wrote, as jax arrays.
+
+    Args:
+      path: the file.
+      like: arrays or ``jax.ShapeDtypeStruct`` in the structure to return; None returns dicts
+        nested along the names.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a leaf of ``like`` is missing from the file or the other way round, or a shape or
+        dtype differs; names the leaf.
+    """
+    leaves = load_file(path)
+    if like is None:
+        return unflatten_dict(leaves, sep="/")
+    check_same_structure(to_paths(like), leaves, names=("like", str(path)))
+    for name, leaf in to_paths(like).items():
+        if leaf.dtype != leaves[name].dtype:
+            raise ValueError(
+                f"{name!r} has dtype {leaf.dtype} in like and {leaves[name].dtype} in {path}"
+            )
+    return from_paths(like, leaves)
+
+
+def load_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Reads the ``metadata`` of ``save_tree`` without the arrays."""
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
+def save_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a value as JSON, whole or not at all; numpy and jax arrays become lists."""
+    _write(path, (json.dumps(value, indent=2, default=_plain) + "\n").encode())
+
+
+def load_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file."""
+    return json.loads(Path(path).read_text())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
+
+
+def _write(path: str | os.PathLike, data: bytes) -> None:
+    # A rename within one folder is atomic: a reader sees the old file or the new one.
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
