@@ -1,0 +1,178 @@
+"""The training loop of all papers: whole epochs on the device, the host only in between."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from jaxml.core.rng import named_key
+from jaxml.core.sharding import replicate, shard_batch
+from jaxml.core.types import Key
+from jaxml.data.batching import epoch_indices
+from jaxml.train.metrics import Metrics, batch_metrics
+from jaxml.train.state import TrainState, init
+
+Augment = Callable[[Key, jax.Array], jax.Array]
+Callback = Callable[[TrainState, Metrics], None]
+
+
+def fit(
+    key: Key,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    x: Float[Array, "n ..."],
+    y: Int[Array, " n"],
+    *,
+    n_epochs: int,
+    batch_size: int,
+    state: TrainState | None = None,
+    augment: Augment | None = None,
+    mesh: Mesh | None = None,
+    epochs_per_call: int = 1,
+    callback: Callback | None = None,
+) -> TrainState:
+    """Trains a classifier, or ``s`` of them at once, on the mean cross-entropy.
+
+    Each epoch walks a fresh permutation in ``n // batch_size`` steps; the order of epoch ``e``
+    depends on ``key`` and ``e`` only, so a run that stops and goes on from its state with the same
+    arguments ends with the same bits as one that never stopped. ``epochs_per_call`` epochs are one
+    call on the device, compiled once for all calls (and for later ``fit`` of an equal model, the
+    same ``optimizer`` and ``augment`` objects, and equal shapes).
+
+    Args:
+      key: a typed key ``[]``; or ``[s]`` to train ``s`` models at once by vmap, each with its own
+        initialisation and order, as if alone. Then every leaf of the state leads with ``[s]``.
+      model: a Flax module with ``__call__(x, train)`` -> logits; ``batch_stats`` are updated.
+      optimizer: an optax optimiser.
+      x: inputs ``[n, ...]``.
+      y: integer labels ``[n]``, shared by all models as ``x`` is.
+      n_epochs: epochs in all, those already in ``state`` included.
+      batch_size: examples a step, in ``1..n``.
+      state: where to go on from, left intact; None begins with ``init(key, ...)``.
+      augment: ``augment(key, x [b, ...])`` -> inputs of one batch, pure.
+      mesh: places the data on all devices and splits each batch over the axis ``"data"``.
+      epochs_per_call: epochs between two callbacks.
+      callback: ``callback(state, metrics)`` after each call, with ``Metrics`` of floats (lists of
+        ``s`` floats for ``s`` models): means over the call, each batch measured before its step.
+        The loop reuses the memory of ``state`` afterwards: copy or save what is to last. An
+        exception ends the run.
+
+    Returns:
+      The state after ``n_epochs`` epochs.
+
+    Raises:
+      ValueError: bad sizes or dtypes, a ``state`` that does not fit ``key`` or is not at the end
+        of an epoch, or a loss that is not finite any more.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim > 1:
+        raise ValueError(f"key must be typed keys [] or [s], got {key.dtype} {key.shape}")
+    if len(x) != len(y) or not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"y must be {len(x)} integer labels, got {y.dtype} {tuple(y.shape)}")
+    if not 1 <= batch_size <= len(x):
+        raise ValueError(f"batch_size must lie in 1..{len(x)}, got {batch_size}")
+    if epochs_per_call < 1:
+        raise ValueError(f"epochs_per_call must be positive, got {epochs_per_call}")
+    x, y = replicate((jnp.asarray(x), jnp.asarray(y)), mesh)
+    # A copy, because the calls below donate the state.
+    state = init(key, model, optimizer, x[:1]) if state is None else jax.tree.map(jnp.copy, state)
+    steps_per_epoch = len(x) // batch_size
+    epoch = _finished_epochs(state, key, steps_per_epoch)
+    key, state = replicate((key, state), mesh)
+    while epoch < n_epochs:
+        count = min(epochs_per_call, n_epochs - epoch)
+        state, metrics = _run_epochs(
+            key,
+            state,
+            x,
+            y,
+            epoch,
+            count,
+            model=model,
+            optimizer=optimizer,
+            batch_size=batch_size,
+            augment=augment,
+            mesh=mesh,
+        )
+        metrics = jax.device_get(metrics)
+        window = (epoch * steps_per_epoch, (epoch + count) * steps_per_epoch)
+        _check_loss(metrics.loss, window)
+        if callback is not None:
+            callback(state, Metrics(*(values.tolist() for values in metrics)))
+        epoch += count
+    return state
+
+
+@partial(
+    jax.jit,
+    static_argnames=("model", "optimizer", "batch_size", "augment", "mesh"),
+    donate_argnames="state",
+)
+def _run_epochs(
+    key, state, x, y, first_epoch, n_epochs, *, model, optimizer, batch_size, augment, mesh
+):
+    def loss_fn(params, variables, xb, yb):
+        logits, mutated = model.apply(
+            {**variables, "params": params}, xb, train=True, mutable=["batch_stats"]
+        )
+        metrics = batch_metrics(logits, yb)
+        return metrics.loss, (metrics, mutated)
+
+    def step(key, state, indices):
+        xb, yb = shard_batch(x[indices], mesh), shard_batch(y[indices], mesh)
+        if augment is not None:
+            xb = augment(jax.random.fold_in(named_key(key, "augment"), state.step), xb)
+        params = state.variables["params"]
+        grads, (metrics, mutated) = jax.grad(loss_fn, has_aux=True)(params, state.variables, xb, yb)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
+            updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        variables = {**state.variables, **mutated, "params": params}
+        return TrainState(state.step + 1, variables, opt_state), metrics
+
+    def run_one(key, state):
+        def epoch(e, carry):
+            state, total = carry
+            epoch_key = jax.random.fold_in(named_key(key, "order"), e)
+            indices = epoch_indices(epoch_key, x.shape[0], batch_size)
+            state, metrics = jax.lax.scan(partial(step, key), state, indices)
+            return state, jax.tree.map(lambda t, m: t + m.mean(), total, metrics)
+
+        # The number of epochs is traced: a shorter last call does not compile again.
+        carry = (state, Metrics(jnp.float32(0), jnp.float32(0)))
+        state, total = jax.lax.fori_loop(first_epoch, first_epoch + n_epochs, epoch, carry)
+        return state, jax.tree.map(lambda t: t / n_epochs.astype(t.dtype), total)
+
+    out = jax.vmap(run_one)(key, state) if key.ndim else run_one(key, state)
+    if mesh is not None:
+        out = jax.lax.with_sharding_constraint(out, NamedSharding(mesh, PartitionSpec()))
+    return out
+
+
+def _finished_epochs(state: TrainState, key: Key, steps_per_epoch: int) -> int:
+    steps = np.unique(np.asarray(state.step))
+    if state.step.shape != key.shape or len(steps) > 1:
+        raise ValueError(
+            f"state must hold models {key.shape} at one step, as key does, got steps {state.step}"
+        )
+    if steps[0] % steps_per_epoch:
+        raise ValueError(
+            f"state must be at the end of an epoch, of {steps_per_epoch} steps, got step {steps[0]}"
+        )
+    return int(steps[0]) // steps_per_epoch
+
+
+def _check_loss(loss: np.ndarray, window: tuple[int, int]) -> None:
+    bad = np.flatnonzero(~np.isfinite(loss))
+    if len(bad):
+        which = f"loss of model {bad[0]}" if loss.ndim else "loss"
+        value = "NaN" if np.isnan(loss.flat[bad[0]]) else "infinite"
+        raise ValueError(
+            f"{which} became {value} between step {window[0]} and step {window[1]}; "
+            "lower the learning rate"
+        )
