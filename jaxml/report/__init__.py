@@ -1,0 +1,18 @@
+"""Floor 3: claims, figures, tables and the HTML page, from plain arrays and dicts."""
+
+from jaxml.report.claims import Claim
+from jaxml.report.html import Section, render, summary
+from jaxml.report.plots import lines, panels, to_png
+from jaxml.report.tables import to_markdown, write_csv
+
+__all__ = [
+    "Claim",
+    "Section",
+    "lines",
+    "panels",
+    "render",
+    "summary",
+    "to_markdown",
+    "to_png",
+    "write_csv",
+]

@@ -1,0 +1,38 @@
+"""A claim of a paper, re-measured: the row that every report opens with."""
+
+from typing import NamedTuple
+
+
+class Claim(NamedTuple):
+    """One number of a paper beside the number measured here; every field but ``holds`` is text.
+
+    Attributes:
+      claim: what is claimed, in one sentence.
+      paper: where the paper says so, for example ``"Table 1"``.
+      paper_value: the paper's number, with its unit and its data set where they differ from here.
+      value: the number measured here.
+      baseline: what it has to beat, with that number.
+      seeds: how many seeds it was measured on.
+      spread: the spread over the seeds, for example ``"sd 0.02"``.
+      holds: True or False; None when this scale cannot measure it.
+      command: the command that repeats it; the launcher fills it in when empty.
+    """
+
+    claim: str
+    paper: str
+    paper_value: str
+    value: str
+    baseline: str
+    seeds: str
+    spread: str
+    holds: bool | None
+    command: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``"yes"``, ``"no"`` or ``"not measured at this scale"``."""
+        return {True: "yes", False: "no", None: "not measured at this scale"}[self.holds]
+
+    def to_dict(self) -> dict[str, str | bool | None]:
+        """Returns the claim as a dict that JSON can hold; ``Claim(**d)`` is the way back."""
+        return self._asdict()
