@@ -1,0 +1,133 @@
+"""Re-measures the claims of every paper, one after the other, in one report.
+
+  python -m launch.reproduce --workdir=out
+  python -m launch.reproduce --only=git_rebasin --scale=digits --workdir=out
+
+Each paper also has its own report in WORKDIR/PAPER. The exit code is 1 when a claim does not hold
+or a paper fails; the others run all the same.
+"""
+
+import importlib
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from launch import _app, _flags
+
+PAPERS = {
+    "git_rebasin": "Git Re-Basin: merging models modulo permutation symmetries",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the papers that the command line asks for.
+
+    Args:
+      argv: program name and flags.
+
+    Returns:
+      The exit code: 1 when a claim does not hold or a paper fails, else 0.
+    """
+    with _app.one_sentence("reproduce"), _app.interruptible("reproduce"):
+        values = _flags.common_flags("out")
+        flags.DEFINE_list("only", None, "papers to run, all by default", flag_values=values)
+        flags.DEFINE_enum(
+            "scale", "tiny", ["tiny", "digits"], "which config of each paper", flag_values=values
+        )
+        flags.DEFINE_boolean("list", False, "print the papers and stop", flag_values=values)
+        for argument in _flags.parse(values, argv):
+            _flags.refuse(argument, values)
+        if values.help:
+            print(_flags.help_text(__doc__, values))
+            return 0
+        if values.list:
+            print("\n".join(f"{paper:<14} {title}" for paper, title in PAPERS.items()))
+            return 0
+        workdir = pathlib.Path(values.workdir)
+        studies = _studies(values, workdir)
+        for study in studies:
+            _app.check_workdir(study, values)
+        report = workdir / "report.html"
+        if report.exists() and not (values.resume or values.overwrite):
+            raise _flags.UserError(
+                f"--workdir: {report} is there already; --resume or --overwrite replaces it"
+            )
+        _app.set_environment(values)
+        _app.join_processes(values)
+        mesh = _app.make_mesh(values)
+        failures = {study.paper: _run(study, values, mesh) for study in studies}
+        if not _app.is_leader():
+            return 0
+        return _report(studies, failures, workdir)
+
+
+def _studies(values: flags.FlagValues, workdir: pathlib.Path) -> list[_app.Study]:
+    studies = []
+    for paper in dict.fromkeys(values.only or PAPERS):
+        if paper not in PAPERS:
+            near = _flags.did_you_mean(paper, PAPERS) or f"; there are {', '.join(PAPERS)}"
+            raise _flags.UserError(f"--only: there is no paper {paper!r}{near}")
+        config, label = _flags.load_config(paper, values.scale)
+        command = _app.command(paper, label, values)
+        study = _app.Study(paper, PAPERS[paper], config, label, command, workdir / paper)
+        studies.append(study)
+    return studies
+
+
+def _run(study: _app.Study, values: flags.FlagValues, mesh) -> str:
+    """Runs one paper and returns why it failed, or nothing."""
+    leader = _app.is_leader()
+    if leader:
+        print(_app.headline(study, mesh), flush=True)
+    if values.resume and (study.workdir / "claims.json").exists():
+        return ""  # finished earlier, with this config: check_workdir has compared it
+
+    def run(*args, **kwargs) -> _app.Result:
+        module = importlib.import_module(f"launch.{study.paper}")
+        _app.check_config(getattr(module, "check", None), study, values)
+        return module.run(*args, **kwargs)
+
+    try:
+        _app.run_study(run, study, values, mesh)
+    except Exception as error:
+        failure = _app.explain(error, study) or (
+            f"{type(error).__name__}: {error} (traceback in {study.workdir / 'error.log'})"
+        )
+        if leader:
+            print(f"{study.paper}: failed: {failure}", file=sys.stderr)
+        return failure
+    return ""
+
+
+def _report(studies: Sequence[_app.Study], failures: dict[str, str], workdir: pathlib.Path) -> int:
+    """Writes the report of all papers, prints its claims and returns the exit code."""
+    from jaxml import report
+
+    sections = []
+    for study in studies:
+        if failures[study.paper]:
+            sections.append(report.Section(study.title, error=failures[study.paper]))
+            continue
+        saved = json.loads((study.workdir / "claims.json").read_text(encoding="utf-8"))
+        plots = sorted((study.workdir / "plots").glob("*.png"))
+        sections.append(
+            report.Section(
+                study.title,
+                claims=[report.Claim(**claim) for claim in saved],
+                figures={_app.caption(path.stem): path.read_bytes() for path in plots},
+                link=f"{study.paper}/report.html",
+            )
+        )
+    page = workdir / "report.html"
+    page.write_text(report.render("The claims, re-measured", sections), encoding="utf-8")
+    claims = [claim for section in sections for claim in section.claims]
+    _app.print_claims(claims)
+    print(page)
+    return int(any(failures.values()) or any(claim.holds is False for claim in claims))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
