@@ -174,7 +174,10 @@ def load_config(paper: str, spec: str) -> tuple[ConfigDict, str]:
     except TypeError:
         takes = "no argument" if colon else f"an argument, as in --config={name}:ARG"
         raise UserError(f"--config: get_config() of {path} takes {takes}") from None
-    config = module.get_config(*arguments)
+    try:
+        config = module.get_config(*arguments)
+    except ValueError as error:
+        raise UserError(f"--config={spec}: {error}") from error
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise UserError(f"--config: get_config() of {path} must return a ConfigDict, not a {kind}")
@@ -200,8 +203,8 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def literal(value: Any) -> str:
     """Writes a field's value the way the command line takes it."""
-    if isinstance(value, tuple) and all(isinstance(v, int | float) for v in value):
-        return ",".join(map(str, value)) or "'()'"
+    if isinstance(value, tuple) and all(isinstance(v, int | float | str) for v in value):
+        return shlex.quote(",".join(map(str, value)) or "()")
     return shlex.quote(str(value))
 
 
@@ -246,6 +249,9 @@ def override(config: ConfigDict, arguments: Sequence[str], flag_names: Iterable[
 def _set_field(config: ConfigDict, name: str, text: str) -> None:
     """Sets one field from text, by ml_collections' parser for the type that the field has."""
     before = fields(config)[name]
+    if isinstance(before, tuple) and before and all(isinstance(v, str) for v in before):
+        # Words need no quotes of their own; ml_collections would take "a,b" for one word.
+        text = text if text.startswith(("(", "[")) else repr(tuple(text.split(",")))
     values = flags.FlagValues()
     argv = ["", f"--config.{name}={text}"]
     try:

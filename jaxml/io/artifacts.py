@@ -1,5 +1,6 @@
-"""Finished results as files: arrays in safetensors, everything else in JSON."""
+"""Finished results as files: arrays in safetensors or npz, everything else in JSON."""
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -67,6 +68,19 @@ def load_metadata(path: str | os.PathLike) -> dict[str, str]:
     """Reads the ``metadata`` of ``save_tree`` without the arrays."""
     with safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
+
+
+def save_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as one ``.npz`` file, whole or not at all; names may hold a ``"/"``."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
+    _write(path, buffer.getvalue())
+
+
+def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads what ``save_npz`` wrote."""
+    with np.load(path) as file:
+        return dict(file)
 
 
 def save_json(path: str | os.PathLike, value: Any) -> None:

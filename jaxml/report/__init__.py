@@ -1,6 +1,6 @@
 """Floor 3: claims, figures, tables and the HTML page, from plain arrays and dicts."""
 
-from jaxml.report.claims import Claim
+from jaxml.report.claims import Claim, ratio_claim
 from jaxml.report.html import Section, render, summary
 from jaxml.report.plots import lines, panels, to_png
 from jaxml.report.tables import to_markdown, write_csv
@@ -10,6 +10,7 @@ __all__ = [
     "Section",
     "lines",
     "panels",
+    "ratio_claim",
     "render",
     "summary",
     "to_markdown",

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Claim(NamedTuple):
     """One number of a paper beside the number measured here; every field but ``holds`` is text.
@@ -36,3 +38,42 @@ class Claim(NamedTuple):
     def to_dict(self) -> dict[str, str | bool | None]:
         """Returns the claim as a dict that JSON can hold; ``Claim(**d)`` is the way back."""
         return self._asdict()
+
+
+def ratio_claim(
+    claim: str,
+    values: np.ndarray,
+    against: np.ndarray,
+    *,
+    against_name: str,
+    bound: float,
+    paper: str,
+    paper_value: str,
+    seeds: str,
+) -> Claim:
+    """Claims that the mean of ``values`` is at most ``bound`` times the mean of ``against``.
+
+    Args:
+      claim: what is claimed, without the numbers.
+      values: one measurement a seed ``[n]``.
+      against: the baseline's measurements ``[m]``, with a positive mean.
+      against_name: what the baseline is called.
+      bound: largest ratio with which the claim holds.
+      paper: as in Claim.
+      paper_value: as in Claim.
+      seeds: as in Claim.
+
+    Returns:
+      The claim; its spread is the standard deviation of ``values``.
+    """
+    ratio = np.mean(values) / np.mean(against)
+    return Claim(
+        claim=claim,
+        paper=paper,
+        paper_value=paper_value,
+        value=f"{np.mean(values):.3g}: {ratio:.1%} of {against_name}",
+        baseline=f"{bound:.0%} of {against_name}, {np.mean(against):.3g}",
+        seeds=seeds,
+        spread=f"sd {np.std(values):.2g}",
+        holds=bool(ratio <= bound),
+    )

@@ -1,0 +1,156 @@
+"""The networks that a merging study works on: trained here from seeds, or given as checkpoints."""
+
+import importlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+# Both merging papers describe their networks with these config fields; jax is imported late, so
+# that `check` can run before the command line is settled.
+
+
+def check(config) -> None:
+    """Raises ValueError or FileNotFoundError for networks that cannot be had; needs no jax."""
+    from jaxml import data
+
+    data.check(config.dataset)
+    for name in ("epochs", "batch_size", "eval_batch_size", "models_at_once"):
+        if config[name] < 1:
+            raise ValueError(f"{name} must be positive, got {config[name]}")
+    if config.augment not in ("none", "crop_flip"):
+        raise ValueError(f"augment must be 'none' or 'crop_flip', got {config.augment!r}")
+    if bool(config.checkpoint_a) != bool(config.checkpoint_b):
+        raise ValueError("checkpoint_a and checkpoint_b go together: one of them is missing")
+    for name in ("checkpoint_a", "checkpoint_b"):
+        if config[name] and not os.path.isfile(config[name]):
+            raise FileNotFoundError(f"{name}: there is no file {config[name]}")
+
+
+def load(config, dataset) -> tuple[Any, list[dict]]:
+    """Loads ``checkpoint_a`` and ``checkpoint_b``.
+
+    Returns:
+      The Flax module and the variables of both. The module is what ``config.module`` names as
+      ``"package.module:Class"``, or what the file says if ``train`` has written it.
+
+    Raises:
+      ValueError: no such module, a file that does not say what it is, or parameters that do not
+        fit the module and data set; names the first path that differs.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from jaxml.io import artifacts
+    from jaxml.nn import build
+
+    paths = (config.checkpoint_a, config.checkpoint_b)
+    if config.module:
+        package, _, name = config.module.partition(":")
+        try:
+            factory = getattr(importlib.import_module(package), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"module: cannot find {config.module!r}: {error}") from error
+        try:
+            model = factory(**json.loads(config.module_kwargs or "{}"))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"module_kwargs: {config.module_kwargs!r}: {error}") from error
+    else:
+        saved = artifacts.load_metadata(paths[0]).get("model")
+        if saved is None:
+            raise ValueError(f"{paths[0]} does not say what it is: give --module=package:Class")
+        model = build(**json.loads(saved))
+    example = jax.ShapeDtypeStruct((2, *dataset.input_shape), jnp.float32)
+    like = jax.eval_shape(model.init, jax.random.key(0), example)
+    return model, [artifacts.load_tree(path, like) for path in paths]
+
+
+def train(
+    key, config, width, seeds: list[int], dataset, folder: pathlib.Path | None, writer, mesh
+) -> tuple[Any, list[dict]]:
+    """Trains one network a seed, ``config.models_at_once`` at a time.
+
+    With a folder, finished networks are kept in ``folder/models/<seed>.safetensors`` and unfinished
+    ones in checkpoints, so that a run which was killed goes on and ends with the same bits.
+
+    Returns:
+      The Flax module and the variables of each network, in the order of ``seeds``.
+    """
+    from jaxml.nn import build
+
+    options = {
+        "name": config.model, "width": width, "n_classes": dataset.n_classes,
+        "norm": config.norm, "conv": config.conv, "depth": config.depth,
+    }  # fmt: skip
+    trained: dict[int, dict] = {}
+    for start in range(0, len(seeds), config.models_at_once):
+        some = seeds[start : start + config.models_at_once]
+        trained |= _train_together(key, config, options, some, dataset, folder, writer, mesh)
+    return build(**options), [trained[seed] for seed in seeds]
+
+
+def _train_together(key, config, options, seeds, dataset, folder, writer, mesh) -> dict[int, dict]:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxml import train
+    from jaxml.core.rng import named_key
+    from jaxml.io import artifacts, checkpoint
+    from jaxml.nn import build
+
+    files = {} if folder is None else {s: folder / "models" / f"{s}.safetensors" for s in seeds}
+    if files and all(path.exists() for path in files.values()):
+        return {seed: artifacts.load_tree(path) for seed, path in files.items()}
+    model = build(**options)
+    x, y = dataset.train_x, dataset.train_y
+    if config.batch_size > len(x):
+        raise ValueError(f"batch_size is {config.batch_size}, of {len(x)} training examples")
+    steps_per_epoch = len(x) // config.batch_size
+    n_steps = config.epochs * steps_per_epoch
+    optimizer = train.make_optimizer(
+        config.optimizer,
+        learning_rate=config.learning_rate,
+        n_steps=n_steps,
+        schedule=config.schedule,
+        warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+    keys = jnp.stack([jax.random.fold_in(named_key(key, "train"), seed) for seed in seeds])
+    saves = None if folder is None else folder / f"checkpoints_{seeds[0]}"
+    state = None
+    if saves is not None and (step := checkpoint.latest_step(saves)) is not None:
+        like = jax.eval_shape(lambda k: train.init(k, model, optimizer, x[:1]), keys)
+        state = checkpoint.restore(saves, step, like)
+    writer.stage(f"width {options['width']:g}: train {len(seeds)} networks", n_steps)
+
+    def after_epochs(state, metrics):
+        step = int(np.ravel(state.step)[0])
+        if saves is not None:
+            checkpoint.save(saves, step, state)
+        writer.step(step, loss=np.mean(metrics.loss), accuracy=np.mean(metrics.accuracy))
+
+    state = train.fit(
+        keys,
+        model,
+        optimizer,
+        x,
+        y,
+        n_epochs=config.epochs,
+        batch_size=config.batch_size,
+        state=state,
+        augment=train.random_crop_flip if config.augment == "crop_flip" else None,
+        mesh=mesh,
+        epochs_per_call=config.epochs_per_checkpoint,
+        callback=after_epochs,
+    )
+    models = {}
+    for i, seed in enumerate(seeds):
+        models[seed] = jax.tree.map(lambda leaf, i=i: leaf[i], state.variables)
+        if files and jax.process_index() == 0:
+            artifacts.save_tree(files[seed], models[seed], metadata={"model": json.dumps(options)})
+    if saves is not None and jax.process_index() == 0:
+        shutil.rmtree(saves)  # the finished networks replace their checkpoints
+    return models
