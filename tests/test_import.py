@@ -29,6 +29,18 @@ heavy = {"tensorflow", "clu", "matplotlib", "sklearn", "orbax", "tensorflow_data
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
 
+CONFIGS = """
+import importlib, pkgutil, sys
+import configs
+names = [m.name for m in pkgutil.walk_packages(configs.__path__, "configs.") if not m.ispkg]
+assert "configs.git_rebasin.tiny" in names
+for name in names:
+    module = importlib.import_module(name)
+    assert len(module.get_config())
+    assert "Command:" in module.__doc__ and "expected" in module.__doc__.lower()
+assert not {"jax", "flax", "tensorflow", "jaxml"} & set(sys.modules)
+"""
+
 
 def run(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -41,3 +53,7 @@ def test_importing_jaxml_imports_no_jax():
 
 def test_importing_all_of_jaxml_imports_nothing_heavy():
     run(WHOLE)
+
+
+def test_every_config_loads_without_jax_and_is_a_card():
+    run(CONFIGS)

@@ -1,6 +1,9 @@
 """The Git Re-Basin study end to end on tiny networks: artifacts, resume, given checkpoints."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,6 +13,8 @@ from configs.git_rebasin import digits, paper, tiny
 from jaxml import merging
 from jaxml.io import MetricsWriter, artifacts
 from launch import git_rebasin
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def small(**changes):
@@ -153,6 +158,20 @@ def test_batchnorm_networks_are_measured_with_their_statistics_reset():
     result = run(config)
     assert [r["method"] for r in result.tables["pairs"]] == ["naive", "weight"]
     assert result.tables["merging_many"][-1]["combined by"] == "merge many, statistics reset"
+
+
+def test_an_unprepared_data_set_says_how_to_prepare_it(tmp_path):
+    workdir = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "launch.git_rebasin", "--config=paper:cifar10_resnet20",
+        f"--data_dir={tmp_path}", f"--workdir={workdir}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "python -m launch.prepare_data --name=cifar10" in done.stderr
+    assert "digits" in done.stderr
+    assert not workdir.exists()
 
 
 def test_every_card_passes_its_own_check():
