@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import _app, _flags
+from launch import _app, _devices, _flags, _workdir
 
 PAPERS = {
     "git_rebasin": "Git Re-Basin: merging models modulo permutation symmetries",
@@ -49,17 +49,17 @@ def main(argv: Sequence[str]) -> int:
         workdir = pathlib.Path(values.workdir)
         studies = _studies(values, workdir)
         for study in studies:
-            _app.check_workdir(study, values)
+            _workdir.check_workdir(study, values)
         report = workdir / "report.html"
         if report.exists() and not (values.resume or values.overwrite):
             raise _flags.UserError(
                 f"--workdir: {report} is there already; --resume or --overwrite replaces it"
             )
-        _app.set_environment(values)
-        _app.join_processes(values)
-        mesh = _app.make_mesh(values)
+        _devices.set_environment(values)
+        _devices.join_processes(values)
+        mesh = _devices.make_mesh(values)
         failures = {study.paper: _run(study, values, mesh) for study in studies}
-        if not _app.is_leader():
+        if not _devices.is_leader():
             return 0
         return _report(studies, failures, workdir)
 
@@ -79,7 +79,7 @@ def _studies(values: flags.FlagValues, workdir: pathlib.Path) -> list[_app.Study
 
 def _run(study: _app.Study, values: flags.FlagValues, mesh) -> str:
     """Runs one paper and returns why it failed, or nothing."""
-    leader = _app.is_leader()
+    leader = _devices.is_leader()
     if leader:
         print(_app.headline(study, mesh), flush=True)
     if values.resume and (study.workdir / "claims.json").exists():
@@ -117,7 +117,7 @@ def _report(studies: Sequence[_app.Study], failures: dict[str, str], workdir: pa
             report.Section(
                 study.title,
                 claims=[report.Claim(**claim) for claim in saved],
-                figures={_app.caption(path.stem): path.read_bytes() for path in plots},
+                figures={_workdir.caption(path.stem): path.read_bytes() for path in plots},
                 link=f"{study.paper}/report.html",
             )
         )

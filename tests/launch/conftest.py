@@ -48,7 +48,8 @@ from jaxml import report
 
 def run(key, config, *, workdir=None, writer=None, mesh=None):
     state = workdir / "checkpoints" / "state.json"
-    step, total = json.loads(state.read_text()) if state.exists() else (0, 0.0)
+    leader = jax.process_index() == 0
+    step, total = json.loads(state.read_text()) if leader and state.exists() else (0, 0.0)
     state.parent.mkdir(exist_ok=True)
     writer.stage("count", config.n_steps)
     while step < config.n_steps:
@@ -57,9 +58,10 @@ def run(key, config, *, workdir=None, writer=None, mesh=None):
         total = float(jnp.asarray(total) + config.increment)
         step += 1
         writer.step(step, total=total)
-        partial = state.with_suffix(".partial")
-        partial.write_text(json.dumps([step, total]))
-        partial.replace(state)
+        if leader:
+            partial = state.with_suffix(".partial")
+            partial.write_text(json.dumps([step, total]))
+            partial.replace(state)
     if config.fail == "value":
         raise ValueError("the count must be odd.")
     if config.fail == "bug":

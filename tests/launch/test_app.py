@@ -12,7 +12,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict, config_dict
 
-from launch import _app, _flags
+from launch import _app, _devices, _flags
 
 DOC = "Counts steps.\n\n  python -m toy"
 
@@ -20,7 +20,7 @@ DOC = "Counts steps.\n\n  python -m toy"
 def started(monkeypatch, *arguments, check=None):
     """Runs ``start`` here; the environment that it would set for jax is left alone."""
     monkeypatch.setattr(sys, "argv", ["toy", *arguments])
-    monkeypatch.setattr(_app, "set_environment", lambda values: None)
+    monkeypatch.setattr(_devices, "set_environment", lambda values: None)
     monkeypatch.setattr(_app, "_started", None)
     _app.start(DOC, paper="toy", check=check)
     return _app._started
@@ -198,16 +198,16 @@ def test_a_missing_accelerator_names_the_extra():
         values = _flags.common_flags("out")
         _flags.parse(values, ["toy", f"--platform={platform}"])
         with pytest.raises(_flags.UserError, match=rf"--platform={platform}.*\[{extra}\]"):
-            _app.make_mesh(values)
+            _devices.make_mesh(values)
 
 
 def test_more_devices_than_there_are():
     values = _flags.common_flags("out")
     _flags.parse(values, ["toy", "--num_devices=99"])
     with pytest.raises(_flags.UserError, match=r"--num_devices must lie in 1\.\.4, got 99"):
-        _app.make_mesh(values)
+        _devices.make_mesh(values)
     values.num_devices = 2
-    assert _app.make_mesh(values).size == 2
+    assert _devices.make_mesh(values).size == 2
 
 
 def test_the_environment_that_jax_will_read(monkeypatch, tmp_path):
@@ -215,13 +215,13 @@ def test_the_environment_that_jax_will_read(monkeypatch, tmp_path):
     values = _flags.common_flags("out")
     arguments = ["--platform=gpu", "--num_devices=3", "--x64", "--cache_dir=~/c", "--data_dir=d"]
     assert _flags.parse(values, ["toy", *arguments]) == []
-    _app.set_environment(values)
+    _devices.set_environment(values)
     assert os.environ["JAX_PLATFORMS"].startswith("cuda")
     assert os.environ["JAX_NUM_CPU_DEVICES"] == "3" and os.environ["JAX_ENABLE_X64"] == "1"
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "c")
     assert os.environ["TFDS_DATA_DIR"] == os.path.abspath("d")
     _flags.parse(values, ["toy", "--cache_dir="])
-    _app.set_environment(values)
+    _devices.set_environment(values)
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
@@ -359,4 +359,4 @@ def test_an_unwritable_workdir_is_one_sentence(toy, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     values, study = started(monkeypatch, "--workdir=file/below")
     with pytest.raises(_flags.UserError, match=r"cannot write to file/below"):
-        _app.run_study(None, study, values, _app.make_mesh(values))
+        _app.run_study(None, study, values, _devices.make_mesh(values))

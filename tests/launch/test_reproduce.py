@@ -8,7 +8,7 @@ import types
 import pytest
 
 from jaxml import report
-from launch import _app, prepare_data, reproduce
+from launch import _app, _devices, prepare_data, reproduce
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def papers(toy, monkeypatch):
     study("raising", None, RuntimeError("a <bug>"))
     titles = {"good": "Good & proper", "failing": "Failing", "raising": "Raising"}
     monkeypatch.setattr(reproduce, "PAPERS", titles)
-    monkeypatch.setattr(_app, "set_environment", lambda values: None)
+    monkeypatch.setattr(_devices, "set_environment", lambda values: None)
     return calls
 
 
