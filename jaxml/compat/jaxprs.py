@@ -63,7 +63,7 @@ def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
 
 def replay(
     closed: ClosedJaxpr, sites: Iterable[Site]
-) -> Callable[..., tuple[list[jax.Array], dict[Site, jax.Array]]]:
+) -> Callable[..., tuple[list[jax.Array], list[jax.Array]]]:
     """Turns a jaxpr into a function that also returns the values at ``sites``.
 
     Values inside a ``scan`` body come back stacked, with the scanned axis first. Sites inside
@@ -74,8 +74,10 @@ def replay(
       sites: where to read.
 
     Returns:
-      ``fn(*flat_args) -> (flat_outputs, {site: value})``; jit, vmap and grad pass through.
+      ``fn(*flat_args) -> (flat_outputs, values)``, the values in the order of ``sites``; jit, vmap
+      and grad pass through.
     """
+    sites = list(sites)
     wanted = frozenset(sites)
     prefixes = {path[:i] for path, _ in wanted for i in range(len(path) + 1)}
 
@@ -111,12 +113,15 @@ def replay(
     def run_scan(eqn, inputs, path):
         n_consts, n_carry = scan_counts(eqn)
         body = eqn.params["jaxpr"]
+        order: list[Site] = []
 
         def step(carry, xs):
             outputs, found = run(body.jaxpr, body.consts, [*inputs[:n_consts], *carry, *xs], path)
-            return outputs[:n_carry], (outputs[n_carry:], found)
+            # Sites do not sort, so a dict of them is no pytree.
+            order[:] = found
+            return outputs[:n_carry], (outputs[n_carry:], list(found.values()))
 
-        carry, (ys, found) = jax.lax.scan(
+        carry, (ys, values) = jax.lax.scan(
             step,
             inputs[n_consts : n_consts + n_carry],
             inputs[n_consts + n_carry :],
@@ -124,6 +129,10 @@ def replay(
             reverse=eqn.params["reverse"],
             unroll=eqn.params["unroll"],
         )
-        return [*carry, *ys], found
+        return [*carry, *ys], dict(zip(order, values, strict=True))
 
-    return lambda *args: run(closed.jaxpr, closed.consts, args, ())
+    def replayed(*args):
+        outputs, found = run(closed.jaxpr, closed.consts, args, ())
+        return outputs, [found[site] for site in sites]
+
+    return replayed

@@ -1,5 +1,6 @@
 """What the units of two networks compute on the same inputs, summed up group by group."""
 
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -76,6 +77,24 @@ def _views(spec: PermutationSpec, program: ProgramAxes) -> dict[Site, _View]:
     return views
 
 
+@functools.partial(jax.jit, static_argnames=("spec", "apply"))
+def _of_batch(a, b, *inputs, spec, apply):
+    program = trace_axes(apply, a, *inputs)
+    views = _views(spec, program)
+    read = replay(program.jaxpr, views)
+    _, found_a = read(*jax.tree.leaves((a, inputs)))
+    _, found_b = read(*jax.tree.leaves((b, inputs)))
+    sums = []
+    for (_, var), view, za, zb in zip(views, views.values(), found_a, found_b, strict=True):
+        rank = len(var.aval.shape)
+        dtype = jnp.promote_types(var.aval.dtype, jnp.float32)
+        za, zb = (view.flatten(z, rank).astype(dtype) for z in (za, zb))
+        pair = jnp.stack([za, zb])
+        cross = jnp.matmul(za.T, zb, precision=jax.lax.Precision.HIGHEST)
+        sums.append((jnp.float32(za.shape[0]), cross, pair.sum(1), jnp.square(pair).sum(1)))
+    return sums
+
+
 def feature_moments(
     spec: PermutationSpec, apply: ApplyFn, a: PyTree, b: PyTree, batches: Iterable
 ) -> list[FeatureMoments]:
@@ -98,31 +117,14 @@ def feature_moments(
     Raises:
       ValueError: no batch, a spec of another program, or activations that are not finite.
     """
-
-    @jax.jit
-    def of_batch(a, b, *inputs):
-        program = trace_axes(apply, a, *inputs)
-        views = _views(spec, program)
-        read = replay(program.jaxpr, views)
-        _, found_a = read(*jax.tree.leaves((a, inputs)))
-        _, found_b = read(*jax.tree.leaves((b, inputs)))
-        sums = []
-        for site, view in views.items():
-            rank = len(site[1].aval.shape)
-            dtype = jnp.promote_types(site[1].aval.dtype, jnp.float32)
-            za = view.flatten(found_a[site], rank).astype(dtype)
-            zb = view.flatten(found_b[site], rank).astype(dtype)
-            pair = jnp.stack([za, zb])
-            cross = jnp.matmul(za.T, zb, precision=jax.lax.Precision.HIGHEST)
-            sums.append((jnp.float32(za.shape[0]), cross, pair.sum(1), jnp.square(pair).sum(1)))
-        return sums
-
     total, layout = None, None
     for batch in batches:
         inputs = batch if isinstance(batch, tuple) else (batch,)
         if layout is None:
             layout = _views(spec, trace_axes(apply, a, *inputs)).values()
-        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), of_batch(a, b, *inputs))
+        sums = jax.tree.map(
+            lambda x: np.asarray(x, np.float64), _of_batch(a, b, *inputs, spec=spec, apply=apply)
+        )
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     if total is None:
         raise ValueError("batches is empty: matching activations needs calibration inputs")

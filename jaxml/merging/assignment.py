@@ -19,7 +19,7 @@ def linear_sum_assignment(
 
     ``scipy`` (the default) runs on the host and is the faster one on CPU, by two orders of
     magnitude when costs are tied; inside jit or vmap it becomes a callback. ``hungarian`` is
-    optax's and stays on the device.
+    optax's, stays on the device and works in float32 unless the cost is float64.
 
     | cost | concrete | traced |
     |---|---|---|
@@ -65,7 +65,7 @@ def _scipy(cost, *, maximize: bool) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="maximize")
 def _hungarian(cost: jax.Array, *, maximize: bool) -> jax.Array:
-    if not jnp.issubdtype(cost.dtype, jnp.floating):
+    if cost.dtype != jnp.float64:
         cost = cost.astype(jnp.float32)
     # A NaN would send the search round in circles: solve a harmless problem in its place.
     finite = jnp.isfinite(cost).all()

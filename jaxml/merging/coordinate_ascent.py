@@ -76,10 +76,11 @@ class _Neighbourhood:
             total += term.linear(slot, perms)
         return total
 
-    def gain(self, matrix, old, new, perms) -> float:
-        """Returns how much the true objective rises when ``old`` becomes ``new``."""
+    def gain(self, matrix, old, new, perms) -> tuple[float, float]:
+        """Returns the rise of the true objective when ``old`` becomes ``new``, and its scale."""
         rows = np.arange(self.size)
-        rise = float((matrix[rows, new] - matrix[rows, old]).sum())
+        before = matrix[rows, old]
+        rise = float((matrix[rows, new] - before).sum())
         if self.quadratic:
             moved = {**perms, self.name: new}
             for term in self.quadratic:
@@ -88,7 +89,7 @@ class _Neighbourhood:
                         model = term.linear(slot, perms)
                         rise -= float((model[rows, new] - model[rows, old]).sum())
                 rise += term.value(moved) - term.value(perms)
-        return rise
+        return rise, float(np.abs(before).sum())
 
 
 def coordinate_ascent(
@@ -105,14 +106,15 @@ def coordinate_ascent(
 
     Each pass visits the groups in a fresh random order and re-assigns one at a time. A group is
     skipped while nothing that it depends on has changed, and a step counts only when the true
-    objective rises by more than ``rtol`` of its size, so rounding cannot keep the search alive.
+    objective rises by more than ``rtol`` of the group's own share of it, so rounding cannot keep
+    the search alive and a layer of small weights is not lost beside one of large weights.
 
     Args:
       rng: visiting order.
       terms: summands; every group must appear in at least one, or keeps its start.
       sizes: group name to number of units.
       max_iter: passes per start.
-      rtol: smallest relative rise that counts.
+      rtol: smallest rise that counts, relative to ``sum_i |M[i, p[i]]|`` of the group.
       inits: starts, each with a permutation for every group.
       callback: ``callback(n_pass, perms, objective)`` after each pass.
 
@@ -135,8 +137,8 @@ def coordinate_ascent(
                 matrix = group.linear(perms)
                 proposal = linear_sum_assignment(matrix, maximize=True)
                 n_assignments += 1
-                rise = group.gain(matrix, perms[name], proposal, perms)
-                if rise > rtol * max(abs(objective), np.finfo(np.float64).tiny):
+                rise, scale = group.gain(matrix, perms[name], proposal, perms)
+                if rise > rtol * scale:
                     perms = {**perms, name: proposal}
                     objective += rise
                     waiting |= group.disturbs

@@ -1,8 +1,7 @@
 """Git Re-Basin: permute the units of one network until they line up with another's.
 
 Ref: Ainsworth, Hayase & Srinivasa, "Git Re-Basin: Merging Models modulo Permutation Symmetries",
-ICLR 2023. Weight matching is its Algorithm 1, activation matching its sec. 3.1, the
-straight-through estimator its sec. 3.3, and merging many models its Algorithm 3.
+ICLR 2023: weight matching, activation matching, the straight-through estimator, merging many.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,6 @@ from jaxml.merging.activations import FeatureMoments, feature_moments
 from jaxml.merging.coordinate_ascent import HostPermutations, Term, coordinate_ascent
 from jaxml.merging.interpolation import interpolate
 from jaxml.merging.permutation import (
-    LeafView,
     Permutations,
     PermutationSpec,
     apply_permutation,
@@ -77,66 +75,92 @@ def _check_models(a: PyTree, b: PyTree) -> None:
 
 
 @jax.jit
-def _device_gram(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+def _device_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x.T, y, precision=jax.lax.Precision.HIGHEST)
 
 
-def _gram(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # Below a few hundred MFLOP the trip to an accelerator costs more than the product.
-    if jax.default_backend() == "cpu" or x.shape[0] * x.size < 10**8:
-        return x @ y.T
-    return np.asarray(_device_gram(x, y))
+def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    # x^T y of two [k, n]. Below a few hundred MFLOP the trip to an accelerator costs more.
+    if jax.default_backend() == "cpu" or x.shape[1] * x.size < 10**8:
+        return x.T @ y
+    return np.asarray(_device_product(x, y))
+
+
+def _swapped_last(x: np.ndarray, dim: int) -> np.ndarray:
+    return np.ascontiguousarray(x.swapaxes(dim, -1))
 
 
 class _ParameterTerm:
     """The inner product of one parameter of A with the permuted one of B."""
 
-    def __init__(self, a: np.ndarray, b: np.ndarray, view: LeafView):
-        self.groups = tuple(name for _, name in view.slots)
-        self._dims = tuple(dim for dim, _ in view.slots)
-        self._b = b.reshape(view.shape)
-        self._a = a.reshape(view.shape)
-        self._a_rows = [self._rows(self._a, dim) for dim in self._dims]
-        self._cache: list[tuple[tuple, np.ndarray] | None] = [None] * len(self._dims)
-
-    @staticmethod
-    def _rows(x: np.ndarray, dim: int) -> np.ndarray:
-        return np.ascontiguousarray(np.moveaxis(x, dim, 0)).reshape(x.shape[dim], -1)
-
-    def _permuted(self, perms, *, skip: int | None = None) -> np.ndarray:
-        x = self._b
-        for slot, (dim, name) in enumerate(zip(self._dims, self.groups, strict=True)):
-            if slot != skip:
-                x = x.take(perms[name], axis=dim)
-        return x
+    def __init__(self, a: np.ndarray, b: np.ndarray, slots: Sequence[tuple[int, str]]):
+        self.groups = tuple(name for _, name in slots)
+        self._slots = slots
+        self._a, self._b = a, b
+        # With the slot's dimension last, permuting the others moves whole rows.
+        self._last = [(_swapped_last(a, dim), _swapped_last(b, dim)) for dim, _ in slots]
+        self._others = [
+            [(dim if d == a.ndim - 1 else d, name) for d, name in slots if d != dim]
+            for dim, _ in slots
+        ]
+        self._cache: list[tuple[list[np.ndarray], np.ndarray] | None] = [None] * len(slots)
 
     def linear(self, slot, perms):
-        others = tuple(perms[g] for s, g in enumerate(self.groups) if s != slot)
+        others = [perms[name] for _, name in self._others[slot]]
         cached = self._cache[slot]
         # Permutations are replaced, never changed in place, so identity tells whether one moved.
         if cached is None or any(x is not y for x, y in zip(cached[0], others, strict=True)):
-            rows = self._rows(self._permuted(perms, skip=slot), self._dims[slot])
-            cached = self._cache[slot] = (others, _gram(self._a_rows[slot], rows))
+            self._cache[slot] = cached = (others, self._table(slot, others, cached))
         return cached[1]
 
+    def _table(self, slot, others, cached) -> np.ndarray:
+        a, b = self._last[slot]
+        n = a.shape[-1]
+        axes = [axis for axis, _ in self._others[slot]]
+        if cached is not None and len(axes) == 1:
+            (axis,), (old,), (new,) = axes, cached[0], others
+            moved = np.flatnonzero(old != new)
+            # Late in a search few units move: add what they change to the table that was.
+            if 2 * moved.size < new.size:
+                change = b.take(new[moved], axis) - b.take(old[moved], axis)
+                rows = a.take(moved, axis)
+                return cached[1] + _product(rows.reshape(-1, n), change.reshape(-1, n))
+        for axis, perm in zip(axes, others, strict=True):
+            b = b.take(perm, axis)
+        return _product(a.reshape(-1, n), b.reshape(-1, n))
+
     def value(self, perms):
-        return float(np.vdot(self._a.astype(np.float64), self._permuted(perms).astype(np.float64)))
+        b = self._b
+        for dim, name in self._slots:
+            b = b.take(perms[name], axis=dim)
+        return float(np.vdot(self._a.astype(np.float64), b.astype(np.float64)))
 
 
 def _parameter_terms(
     spec: PermutationSpec, a: PyTree, b: PyTree, exclude: Sequence[str]
 ) -> list[Term]:
     leaves_a, leaves_b = to_paths(a), to_paths(b)
-    return [
-        _ParameterTerm(_as_float(leaves_a[path]), _as_float(leaves_b[path]), view)
-        for path, view in spec.leaf_views(a).items()
-        if path.split("/")[0] not in exclude
-    ]
+    terms, alone = [], {}
+    for path, view in spec.leaf_views(a).items():
+        if path.split("/")[0] in exclude:
+            continue
+        pair = [_as_float(leaves[path]).reshape(view.shape) for leaves in (leaves_a, leaves_b)]
+        if len(view.slots) > 1:
+            terms.append(_ParameterTerm(*pair, view.slots))
+        else:
+            ((dim, name),) = view.slots
+            rows = [_swapped_last(x, dim).reshape(-1, view.shape[dim]) for x in pair]
+            alone.setdefault(name, []).append(rows)
+    # Leaves that only one group moves (biases, norms, the first kernel) are one term a group.
+    for name, rows in alone.items():
+        a_rows, b_rows = (np.concatenate(side) for side in zip(*rows, strict=True))
+        terms.append(_ParameterTerm(a_rows, b_rows, ((1, name),)))
+    return terms
 
 
 def _as_float(leaf) -> np.ndarray:
     array = np.asarray(leaf)
-    return array if array.dtype == np.float64 else array.astype(np.float32)
+    return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
 
 
 def _search(key, spec, terms, *, init, n_restarts, max_iter, rtol, callback=None) -> MatchResult:
@@ -185,9 +209,9 @@ def weight_matching(
 ) -> MatchResult:
     """Maximises ``sum_leaf <A_leaf, (P B)_leaf>`` over the permutations ``P`` of the spec.
 
-    Coordinate ascent (paper, Algorithm 1): one group at a time solves the assignment problem of
-    ``M = sum over its (leaf, axis) of A_axis B'_axis^T``, ``B'`` permuted on every other axis. The
-    products that depend on no permutation are formed once, the others only when a neighbouring
+    Coordinate ascent (the paper's Algorithm 1): one group at a time solves the assignment problem
+    of ``M = sum over its (leaf, axis) of A_axis B'_axis^T``, ``B'`` permuted on every other axis.
+    The products that depend on no permutation are formed once, the others only when a neighbouring
     group has moved. Where a group sits on two axes of one leaf the problem is quadratic, the
     assignment only a proposal, and a proposal that lowers the true objective is dropped.
 
@@ -202,7 +226,8 @@ def weight_matching(
       init: first start; the identity by default.
       n_restarts: number of starts; those after the first are uniformly random. Residual networks
         have many local optima: ten starts recover a planted permutation where one often fails.
-      rtol: smallest relative rise of the objective that counts as progress.
+      rtol: smallest rise of the objective that counts as progress, relative to the share of the
+        group that is re-assigned.
       exclude: collections that are permuted and not compared.
       callback: ``callback(n_pass, perms, objective)`` after each pass.
 
@@ -272,7 +297,7 @@ def activation_matching(
     max_iter: int = 100,
     rtol: float = 1e-6,
 ) -> MatchResult:
-    """Matches units by what they compute on calibration inputs (paper, sec. 3.1).
+    """Matches units by what they compute on calibration inputs.
 
     For each group, maximises ``sum_i C[i, p[i]]``, ``C`` summed over all features of the group (a
     residual stream has one wherever a layer reads it). Groups that are factors of one axis, such
@@ -293,7 +318,7 @@ def activation_matching(
       batches: calibration inputs, each an array ``[n, ...]`` or a tuple of arrays.
       metric: see the table.
       max_iter: passes over groups that share a feature.
-      rtol: smallest relative rise that counts as progress.
+      rtol: as in ``weight_matching``.
 
     Returns:
       MatchResult; ``objective`` is the total similarity, in float64.
@@ -333,7 +358,7 @@ def ste_matching(
     exclude: Sequence[str] = _STATISTICS,
     callback: Callable[[int, float], None] | None = None,
 ) -> MatchResult:
-    """Learns a matching through the loss at the midpoint (paper, sec. 3.3).
+    """Learns a matching through the loss at the midpoint.
 
     Free weights ``W`` start at A. Each step projects them on the permutations of B, by weight
     matching of B to ``W`` from the last matching, evaluates the loss at ``(A + P B) / 2`` and
@@ -372,12 +397,15 @@ def ste_matching(
     optimizer = optimizer or optax.sgd(0.1, momentum=0.9)
     subset = jax.random.permutation(named_key(key, "eval"), n)[:eval_size]
 
+    # On the device once, and arguments below: a closure would compile the weights in.
+    a, b = jax.tree.map(jnp.asarray, (a, b))
+
     @jax.jit
-    def midpoint_loss(b_permuted, x, y):
+    def midpoint_loss(a, b_permuted, x, y):
         return loss_fn(interpolate(0.5, a, b_permuted), x, y)
 
     @jax.jit
-    def step(w, opt_state, b_permuted, x, y):
+    def step(w, opt_state, a, b_permuted, x, y):
         def loss(w):
             through = jax.tree.map(lambda w, b: w + jax.lax.stop_gradient(b - w), w, b_permuted)
             return loss_fn(interpolate(0.5, a, through), x, y)
@@ -399,7 +427,7 @@ def ste_matching(
         perms = match.perms
         n_assignments += match.n_assignments
         b_permuted = apply_permutation(spec, perms, b)
-        loss = float(midpoint_loss(b_permuted, x[subset], y[subset]))
+        loss = float(midpoint_loss(a, b_permuted, x[subset], y[subset]))
         if not np.isfinite(loss):
             raise ValueError(f"the midpoint loss is {loss} at step {i}")
         history.append(loss)
@@ -408,7 +436,7 @@ def ste_matching(
             callback(i, loss)
         rows = jax.random.permutation(named_key(jax.random.fold_in(key, i), "batch"), n)
         rows = rows[:batch_size]
-        w, opt_state = step(w, opt_state, b_permuted, x[rows], y[rows])
+        w, opt_state = step(w, opt_state, a, b_permuted, x[rows], y[rows])
     return MatchResult(best[1], best[0], tuple(history), n_steps, n_assignments)
 
 
@@ -439,19 +467,17 @@ def merge_many(
     exclude: Sequence[str] = _STATISTICS,
     callback: Callable[[int, float], None] | None = None,
 ) -> MergeManyResult:
-    """Aligns ``k`` models with each other and averages them (paper, Algorithm 3).
+    """Aligns ``k`` models with each other and averages them.
 
     Sweeps over the models in random order, weight-matching each to the mean of the other ``k - 1``,
-    until a sweep changes nothing. Unlike the paper, which starts from the models as they are,
-    model ``i`` is first matched to the mean of models ``0..i-1``: the mean of unaligned models has
-    little norm left, and sweeps from there end in worse optima.
+    until a sweep changes nothing.
 
     Args:
       key: order of visits.
       spec: see ``derive_permutation_spec``.
       models: variables of at least 2 models, same structure and shapes.
       max_sweeps: sweeps over all models.
-      rtol: smallest relative rise of a matching that counts as progress.
+      rtol: as in ``weight_matching``.
       exclude: collections that are permuted and averaged, and not compared.
       callback: ``callback(sweep, distance)`` after each sweep.
 
@@ -489,11 +515,7 @@ def merge_many(
             float(np.square((f[p] - total[p]).astype(np.float64)).sum()) for f in flat for p in f
         )
 
-    perms, aligned = [_start(spec, None)], [originals[0]]
-    for i in range(1, len(models)):
-        p, tree = match(i, i, aligned, None)
-        perms.append(p)
-        aligned.append(tree)
+    perms, aligned = [_start(spec, None)] * len(models), list(originals)
     history = [distance(aligned)]
     rng = _rng(key)
     n_sweeps = 0
@@ -501,7 +523,7 @@ def merge_many(
         moved = False
         for i in map(int, rng.permutation(len(models))):
             others = aligned[:i] + aligned[i + 1 :]
-            step = (sweep + 1) * len(models) + i
+            step = sweep * len(models) + i
             p, tree = match(step, i, others, perms[i])
             if any((p[name] != perms[i][name]).any() for name in p):
                 perms[i], aligned[i], moved = p, tree, True
@@ -511,5 +533,5 @@ def merge_many(
             callback(sweep, history[-1])
         if not moved:
             break
-    merged = jax.tree.map(jnp.asarray, mean(aligned))
+    merged = jax.tree.map(lambda m, x: jnp.asarray(m, x.dtype), mean(aligned), originals[0])
     return MergeManyResult(merged, tuple(perms), tuple(history), n_sweeps)

@@ -1,5 +1,6 @@
 """The straight line between two networks, and what has to be mended on it."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -46,23 +47,27 @@ class Barrier(NamedTuple):
 
 
 def loss_barrier(
-    metrics_fn: Callable[[PyTree], tuple[jax.Array, jax.Array]],
+    metrics_fn: Callable[..., tuple[jax.Array, jax.Array]],
     a: PyTree,
     b: PyTree,
-    *,
+    *data: PyTree,
     n: int = 25,
-    transform: Callable[[PyTree, jax.Array], PyTree] | None = None,
+    transform: Callable[..., PyTree] | None = None,
     chunk: int = 5,
 ) -> Barrier:
-    """Evaluates a network along the line between two others (paper, Definition 2.1).
+    """Evaluates a network along the line between two others.
+
+    Compiled once for equal shapes and the same ``metrics_fn`` and ``transform`` objects, so keep
+    those and pass what changes from call to call as ``data``.
 
     Args:
-      metrics_fn: ``variables -> (loss [], accuracy [])`` over a whole data set, pure.
+      metrics_fn: ``(variables, *data) -> (loss [], accuracy [])`` over a whole data set, pure.
       a: variables at ``lam = 0``.
       b: variables at ``lam = 1``, aligned with ``a`` or not.
+      *data: arrays for ``metrics_fn`` and ``transform``.
       n: number of points, at least 2; the paper uses 25.
-      transform: ``transform(variables, lam)``, applied to every interpolated network before it is
-        evaluated: ``reset_batch_stats`` or ``repair``.
+      transform: ``(variables, lam, *data) -> variables``, applied to every interpolated network
+        before it is evaluated: ``reset_batch_stats`` or ``repair``.
       chunk: points evaluated at once by ``vmap``; memory grows with it.
 
     Returns:
@@ -74,32 +79,35 @@ def loss_barrier(
     if n < 2:
         raise ValueError(f"n must be at least 2, the two ends, got {n}")
     check_same_structure(a, b)
-    lams = jnp.linspace(0.0, 1.0, n)
-
-    @jax.jit
-    def curve(a, b):
-        def at(lam):
-            variables = interpolate(lam, a, b)
-            if transform is not None:
-                variables = transform(variables, lam)
-            return tuple(metrics_fn(variables))
-
-        return jax.lax.map(at, lams, batch_size=min(chunk, n))
-
-    loss, accuracy = (np.asarray(v, np.float64) for v in curve(a, b))
-    t = np.asarray(lams, np.float64)
+    lams, loss, accuracy = (
+        np.asarray(v, np.float64)
+        for v in _curve(
+            a, b, data, metrics_fn=metrics_fn, n=n, transform=transform, chunk=min(chunk, n)
+        )
+    )
 
     def chord(v):
-        return (1 - t) * v[0] + t * v[-1]
+        return (1 - lams) * v[0] + lams * v[-1]
 
     return Barrier(
-        t,
+        lams,
         loss,
         accuracy,
         float((loss - chord(loss)).max()),
         float(loss.max() - (loss[0] + loss[-1]) / 2),
         float((chord(accuracy) - accuracy).max()),
     )
+
+
+@functools.partial(jax.jit, static_argnames=("metrics_fn", "n", "transform", "chunk"))
+def _curve(a, b, data, *, metrics_fn, n, transform, chunk):
+    def at(lam):
+        variables = interpolate(lam, a, b)
+        if transform is not None:
+            variables = transform(variables, lam, *data)
+        return (lam, *metrics_fn(variables, *data))
+
+    return jax.lax.map(at, jnp.linspace(0.0, 1.0, n), batch_size=chunk)
 
 
 class _Moments(NamedTuple):
@@ -113,7 +121,8 @@ class _Moments(NamedTuple):
     def of(cls, x: jax.Array) -> "_Moments":
         rows = x.reshape(-1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
         mean = rows.mean(0)
-        return cls(jnp.full((), rows.shape[0], rows.dtype), mean, jnp.square(rows - mean).sum(0))
+        m2 = jnp.square(rows - mean[None]).sum(0)
+        return cls(jnp.full((), rows.shape[0], rows.dtype), mean, m2)
 
     def merge(self, other: "_Moments") -> "_Moments":
         # Chan, Golub & LeVeque (1979).
@@ -187,7 +196,8 @@ def reset_batch_stats(
     Afterwards each running mean and (biased) variance is that of the layer's input over all of
     ``x``, with all earlier layers already reset: no momentum, and independent of ``batch_size``.
     The layers before the ``l``-th are right after ``l`` sweeps over ``x``, so ``L`` sweeps do it.
-    Pure; jit and vmap pass through.
+    Channels come last. Layers inside ``nn.remat`` or ``nn.scan`` cannot be watched: jax raises
+    UnexpectedTracerError, and the plain module has to stand in. Pure; jit and vmap pass through.
 
     Args:
       apply: ``apply(variables, x)`` in evaluation mode.
@@ -233,8 +243,9 @@ def repair(
     Rescales each hidden dense or convolution layer so that every unit's pre-activation has mean
     ``(1 - lam) mean_A + lam mean_B`` and standard deviation ``(1 - lam) std_A + lam std_B`` over
     ``x``, with all earlier layers already repaired. The layer called last is the output and stays.
-    A layer without a bias can only be given the standard deviation. Pure; jit and vmap pass
-    through.
+    A layer without a bias can only be given the standard deviation. Units are the last axis of a
+    layer's output; ``nn.remat`` and ``nn.scan`` as in ``reset_batch_stats``. Pure; jit and vmap
+    pass through.
 
     Args:
       apply: ``apply(variables, x)``.
@@ -279,7 +290,8 @@ def repair(
             varies = now.variance > 1e-12 * (jnp.square(now.mean) + now.variance)
             ratio = jnp.where(varies, std / jnp.sqrt(jnp.where(varies, now.variance, 1)), 1)
             kernel, bias = f"params/{path}/kernel", f"params/{path}/bias"
-            leaves[kernel] = (leaves[kernel] * ratio).astype(leaves[kernel].dtype)
+            scale = jnp.expand_dims(ratio, range(leaves[kernel].ndim - 1))
+            leaves[kernel] = (leaves[kernel] * scale).astype(leaves[kernel].dtype)
             if bias in leaves:
                 shifted = (leaves[bias] - now.mean) * ratio + mean
                 leaves[bias] = shifted.astype(leaves[bias].dtype)

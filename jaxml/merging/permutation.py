@@ -6,6 +6,7 @@ permutation ``p`` of a group means "new unit ``i`` is old unit ``p[i]``" everywh
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import warnings
@@ -124,8 +125,8 @@ class PermutationSpec:
                         f"{ref.axis} of {path!r}, whose shape is {shapes[path]}"
                     )
                 factors[ref.axis] = ref.factor_shape
-            offsets = np.cumsum([0, *map(len, factors)])
-            slots = sorted((int(offsets[r.axis]) + r.factor_index, name) for r, name in refs)
+            offsets = list(itertools.accumulate(map(len, factors), initial=0))
+            slots = sorted((offsets[r.axis] + r.factor_index, name) for r, name in refs)
             views[path] = LeafView(tuple(s for f in factors for s in f), tuple(slots))
         return views
 
@@ -146,7 +147,7 @@ def derive_permutation_spec(apply: ApplyFn, variables: PyTree, *inputs: PyTree) 
       PermutationSpec. Paths are ``"/"``-joined tree paths. An operation without a rule is named in
       ``unknown_primitives`` and a warning; what it touches takes part in no group.
 
-    [1] Ainsworth, Hayase & Srinivasa, Git Re-Basin, ICLR 2023, sec. 3.
+    [1] Ainsworth, Hayase & Srinivasa, Git Re-Basin, ICLR 2023.
     """
     spec = _spec_from_axes(trace_axes(apply, variables, *inputs))
     if spec.unknown_primitives:
@@ -276,14 +277,17 @@ def check_permutation_spec(
     """
 
     @jax.jit
-    def outputs(perms):
+    def run(perms, variables, inputs):
         return apply(apply_permutation(spec, perms, variables), *inputs)
 
+    def outputs(perms):
+        return np.asarray(run(perms, variables, inputs), np.float64)
+
     identity = identity_permutation(spec)
-    reference = np.asarray(outputs(identity), np.float64)
+    reference = outputs(identity)
     scale = np.abs(reference).max() + np.finfo(np.float32).tiny
     for name, perm in random_permutation(key, spec).items():
-        change = np.abs(np.asarray(outputs(identity | {name: perm}), np.float64) - reference)
+        change = np.abs(outputs(identity | {name: perm}) - reference)
         if not change.max() <= rtol * scale:
             raise ValueError(
                 f"permuting group {name!r} changes the outputs by {change.max() / scale:.2g} of "

@@ -101,6 +101,9 @@ class AtomSets:
 
     def regroup(self, axes: Axes, shape: Sequence[int]) -> Axes:
         """Views C-ordered axes in another shape; fixes all of them when the factors do not fit."""
+        if 0 in shape:  # an empty array has no factors
+            self.fix(*axes)
+            return self.new_axes(shape, fixed=True)
         queue = [atom for axis in axes for atom in self.atoms(axis)]
         grouped: Axes = []
         for size in shape:
@@ -530,12 +533,12 @@ def _iota(atoms: AtomSets, eqn: JaxprEqn, operands: list[Axes]) -> list[Axes]:
 
 
 _ELEMENTWISE = (
-    "abs", "acos", "acosh", "add", "and", "asin", "asinh", "atan", "atan2", "atanh",
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
     "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "conj",
-    "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq", "erf",
-    "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igammac",
-    "imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt",
-    "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "polygamma",
+    "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq", "eq_to",
+    "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igammac",
+    "imag", "integer_pow", "is_finite", "le", "le_to", "lgamma", "log", "log1p", "logistic", "lt",
+    "lt_to", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "polygamma",
     "population_count", "pow", "real", "reduce_precision", "rem", "round", "rsqrt",
     "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical",
     "sharding_constraint", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub",
@@ -555,10 +558,10 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(
         ("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _reduce_window
     ),
-    # Random bits depend on the position, so they cannot move.
+    # Random bits depend on the position, so they cannot move; nor can what is made of them.
     **dict.fromkeys(
-        ("random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in",
-         "random_split", "threefry2x32"),
+        ("bitcast_convert_type", "random_bits", "random_seed", "random_wrap", "random_unwrap",
+         "random_fold_in", "random_split", "threefry2x32"),
         _fix_everything,
     ),
     "broadcast_in_dim": _broadcast_in_dim,

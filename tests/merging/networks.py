@@ -1,5 +1,7 @@
 """Small networks, one a structural feature, on which permutation specs are tested."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -152,6 +154,7 @@ ZOO = {
 }
 
 
+@functools.cache
 def make(name, *, dtype=jnp.float32, randomise=True):
     """Returns (module, variables, inputs); every leaf random, so that no symmetry is accidental."""
     module, shape = ZOO[name]
