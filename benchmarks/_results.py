@@ -1,0 +1,49 @@
+"""The file of results: one section a benchmark, each with what it was measured on."""
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+
+RESULTS = pathlib.Path(__file__).with_name("RESULTS.md")
+_TITLE = "# Benchmark results\n\nEvery section is written by the command that it names.\n"
+
+
+def environment(command: str, *, packages: tuple[str, ...], notes: str) -> str:
+    """Returns a Markdown list of the date, the command, the machine and the versions."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return (
+        f"- date: {datetime.date.today().isoformat()}\n"
+        f"- command: `{command}`\n"
+        f"- device: CPU, {_cpu_model()}, {os.cpu_count()} cores, "
+        f"load average {os.getloadavg()[0]:.1f} at the end\n"
+        f"- versions: python {platform.python_version()}, {versions}\n"
+        f"- {notes}\n"
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    fields = dict(re.findall(r"^(.+?)\s*: (.+)$", text, flags=re.MULTILINE))
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+def write_section(name: str, text: str) -> None:
+    """Puts ``text`` between the markers of ``name`` in RESULTS.md, in place of what was there."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    section = f"{begin}\n{text.strip()}\n{end}\n"
+    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else _TITLE
+    before, found, rest = old.partition(begin)
+    if found:
+        new = before + section + rest.partition(f"{end}\n")[2]
+    else:
+        new = f"{old.rstrip()}\n\n{section}"
+    RESULTS.write_text(new, encoding="utf-8")
