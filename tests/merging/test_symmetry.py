@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxml.merging import check_permutation_spec, derive_permutation_spec
 from jaxml.merging.symmetry import AtomSets
@@ -126,6 +127,7 @@ INPUT = np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32)
         (lambda p, x: jax.jvp(lambda x: jnp.tanh(x @ p["u"]) @ p["v"], (x,), (x,))[1], [6]),
         (lambda p, x: (x @ p["u"] + jax.random.normal(jax.random.key(0), (4, 6))) @ p["v"], []),
         (lambda p, x: x @ p["u"] @ p["v"] + jax.random.normal(jax.random.key(0), (4, 3)), [6]),
+        (lambda p, x: checkpoint_name(jnp.tanh(x @ p["u"]), "hidden") @ p["v"], [6]),
         (lambda p, x: (x @ p["u"])[:, jnp.argsort(p["b"])] @ p["v"], []),
         (lambda p, x: x @ p["u"] @ (jnp.diag(p["b"]) @ p["v"]), []),
         (lambda p, x: (x @ p["u"]) / jnp.linalg.norm(p["u"], axis=0)[None] @ p["v"], [6]),
@@ -134,7 +136,8 @@ INPUT = np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32)
             lambda h: (h**2).sum() < 50, lambda h: 1.5 * h + 0.1, h))(x @ p["u"]) @ p["v"], [6]),
     ],
     ids=["empty_part", "empty_reshape", "gradient", "jvp", "noise_inside", "noise_outside",
-         "order_of_a_parameter", "diagonal", "spectral", "shuffle", "vmapped_while"],
+         "checkpoint_name", "order_of_a_parameter", "diagonal", "spectral", "shuffle",
+         "vmapped_while"],
 )  # fmt: skip
 @pytest.mark.filterwarnings("error")
 def test_programs_of_note(fn, sizes):
