@@ -6,10 +6,18 @@ from jaxml.nn.conv import CONVS, Conv
 from jaxml.nn.convnet import ConvNet
 from jaxml.nn.mlp import MLP
 from jaxml.nn.norm import NORMS, make_norm
-from jaxml.nn.resnet import ResidualBlock, ResNet, resnet20
+from jaxml.nn.resize import with_widths
+from jaxml.nn.resnet import (
+    LARGE,
+    BottleneckBlock,
+    ResidualBlock,
+    ResNet,
+    large_resnet,
+    resnet20,
+)
 from jaxml.nn.vgg import VGG, vgg16
 
-MODELS = ("mlp", "convnet", "resnet20", "vgg16")
+MODELS = ("mlp", "convnet", "resnet20", "vgg16", *LARGE)
 
 __all__ = [
     "CONVS",
@@ -17,14 +25,17 @@ __all__ = [
     "MODELS",
     "NORMS",
     "VGG",
+    "BottleneckBlock",
     "Conv",
     "ConvNet",
     "ResNet",
     "ResidualBlock",
     "build",
+    "large_resnet",
     "make_norm",
     "resnet20",
     "vgg16",
+    "with_widths",
 ]
 
 
@@ -68,4 +79,6 @@ def build(
         return ConvNet(features=tuple(round(w * width) for w in (16, 32, 64)), **options)
     if name == "resnet20":
         return resnet20(width_multiplier=width, **options)
+    if name in LARGE:
+        return large_resnet(name, width_multiplier=width, **options)
     return vgg16(width_multiplier=width, **options)

@@ -1,4 +1,4 @@
-"""Residual networks for CIFAR-sized images (He et al. 2016, section 4.2)."""
+"""Residual networks (He et al. 2016), for CIFAR-sized images and for those of ImageNet."""
 
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -35,27 +35,63 @@ class ResidualBlock(nn.Module):
         y = nn.relu(make_norm(self.norm, **norm_options)(y))
         y = Conv(self.features, **options)(y)
         y = make_norm(self.norm, **norm_options)(y)
-        if y.shape != x.shape:
-            x = Conv(
-                self.features,
-                kernel_size=(1, 1),
-                strides=self.strides,
-                name="shortcut",
-                **options,
-            )(x)
-            x = make_norm(self.norm, name="shortcut_norm", **norm_options)(x)
-        return nn.relu(x + y)
+        return nn.relu(_shortcut(self, x, y, train) + y)
+
+
+class BottleneckBlock(nn.Module):
+    """A 3x3 convolution between two of 1x1, beside the identity or a 1x1 projection.
+
+    Attributes:
+      inner: channels after the first and after the second convolution.
+      features: output channels.
+      strides: of the 3x3 convolution and of the projection.
+      norm, groups, conv: as in ``ResNet``.
+    """
+
+    inner: tuple[int, int]
+    features: int
+    strides: tuple[int, int] = (1, 1)
+    norm: str = "layer"
+    groups: int = 8
+    conv: str = "lax"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False
+    ) -> Float[Array, "n oh ow features"]:
+        """Maps features to features."""
+        options = {"use_bias": self.norm == "none", "implementation": self.conv}
+        norm_options = {"train": train, "groups": self.groups}
+        y = Conv(self.inner[0], kernel_size=(1, 1), **options)(x)
+        y = nn.relu(make_norm(self.norm, **norm_options)(y))
+        y = Conv(self.inner[1], strides=self.strides, **options)(y)
+        y = nn.relu(make_norm(self.norm, **norm_options)(y))
+        y = Conv(self.features, kernel_size=(1, 1), **options)(y)
+        y = make_norm(self.norm, **norm_options)(y)
+        return nn.relu(_shortcut(self, x, y, train) + y)
+
+
+def _shortcut(block: nn.Module, x, y, train):
+    """Brings ``x`` to the shape of ``y``, in a compact method of ``block``."""
+    if y.shape == x.shape:
+        return x
+    options = {"use_bias": block.norm == "none", "implementation": block.conv}
+    x = Conv(y.shape[-1], kernel_size=(1, 1), strides=block.strides, name="shortcut", **options)(x)
+    return make_norm(block.norm, train=train, groups=block.groups, name="shortcut_norm")(x)
 
 
 class ResNet(nn.Module):
-    """3x3 stem, stages of residual blocks (stride 2 from the second on), mean pool, linear head.
+    """Stem, stages of residual blocks (stride 2 from the second on), mean pool, linear head.
 
     Attributes:
       n_classes: units of the head.
-      widths: channels of the residual stream, one a stage; the stem has those of the first.
+      widths: channels of the residual stream, one a stage.
       blocks: residual blocks, one number a stage.
-      inner: channels inside each block, over all stages in order (``sum(blocks)`` numbers);
-        None means those of the block's stage.
+      inner: channels inside each block, over all stages in order: one number a block, two a
+        bottleneck. None means those of the block's stage, a quarter of them in a bottleneck.
+      bottleneck: ``BottleneckBlock`` in place of ``ResidualBlock``.
+      stem: channels of the stem; None means those of the first stage.
+      large_images: 7x7 stem and 3x3 max-pool, stride 2 each, in place of a 3x3 stem.
       norm: a name of ``make_norm``; convolutions have a bias only with ``"none"``.
       groups: of ``norm="group"``.
       conv: ``implementation`` of every ``Conv``.
@@ -65,6 +101,9 @@ class ResNet(nn.Module):
     widths: tuple[int, ...] = (16, 32, 64)
     blocks: tuple[int, ...] = (3, 3, 3)
     inner: tuple[int, ...] | None = None
+    bottleneck: bool = False
+    stem: int | None = None
+    large_images: bool = False
     norm: str = "layer"
     groups: int = 8
     conv: str = "lax"
@@ -81,16 +120,38 @@ class ResNet(nn.Module):
         if len(self.widths) != len(self.blocks):
             raise ValueError(f"widths {self.widths} and blocks {self.blocks} differ in length")
         stage_of_block = [s for s, count in enumerate(self.blocks) for _ in range(count)]
-        inner = self.inner or tuple(self.widths[s] for s in stage_of_block)
-        if len(inner) != len(stage_of_block):
-            raise ValueError(f"inner needs {len(stage_of_block)} widths, got {len(inner)}")
+        per_block = 2 if self.bottleneck else 1
+        inner = self.inner or tuple(
+            self.widths[s] // (4 if self.bottleneck else 1)
+            for s in stage_of_block
+            for _ in range(per_block)
+        )
+        if len(inner) != per_block * len(stage_of_block):
+            raise ValueError(
+                f"inner needs {per_block * len(stage_of_block)} widths, got {len(inner)}"
+            )
         options = {"norm": self.norm, "groups": self.groups, "conv": self.conv}
-        x = Conv(self.widths[0], use_bias=self.norm == "none", implementation=self.conv)(x)
+        size, stride = ((7, 7), (2, 2)) if self.large_images else ((3, 3), (1, 1))
+        x = Conv(
+            self.stem or self.widths[0],
+            kernel_size=size,
+            strides=stride,
+            use_bias=self.norm == "none",
+            implementation=self.conv,
+        )(x)
         x = nn.relu(make_norm(self.norm, train=train, groups=self.groups)(x))
-        for i, (stage, width) in enumerate(zip(stage_of_block, inner, strict=True)):
+        if self.large_images:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        for i, stage in enumerate(stage_of_block):
             downsamples = stage > 0 and stage != stage_of_block[i - 1]
             strides = (2, 2) if downsamples else (1, 1)
-            x = ResidualBlock(width, self.widths[stage], strides, **options)(x, train)
+            if self.bottleneck:
+                block = BottleneckBlock(
+                    tuple(inner[2 * i : 2 * i + 2]), self.widths[stage], strides, **options
+                )
+            else:
+                block = ResidualBlock(inner[i], self.widths[stage], strides, **options)
+            x = block(x, train)
         return nn.Dense(self.n_classes)(x.mean(axis=(1, 2)))
 
 
@@ -105,3 +166,40 @@ def resnet20(
     """Makes the 20-layer net: three stages of three blocks, 16, 32, 64 channels times a factor."""
     widths = tuple(round(w * width_multiplier) for w in (16, 32, 64))
     return ResNet(n_classes, widths, norm=norm, groups=groups, conv=conv)
+
+
+LARGE = {
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet50": ((3, 4, 6, 3), True),
+    "resnet101": ((3, 4, 23, 3), True),
+}
+
+
+def large_resnet(
+    name: str,
+    *,
+    n_classes: int,
+    width_multiplier: float = 1,
+    norm: str = "batch",
+    groups: int = 8,
+    conv: str = "lax",
+) -> ResNet:
+    """Makes ``"resnet18"``, ``"resnet50"`` or ``"resnet101"`` for large images.
+
+    The layers and sizes of torchvision's; but SAME padding puts strided windows elsewhere, so its
+    weights give other features here.
+    """
+    blocks, bottleneck = LARGE[name]
+    stem, *rest = (round(w * width_multiplier) for w in (64, 128, 256, 512))
+    widths = tuple(4 * w if bottleneck else w for w in (stem, *rest))
+    return ResNet(
+        n_classes,
+        widths,
+        blocks,
+        bottleneck=bottleneck,
+        stem=stem,
+        large_images=True,
+        norm=norm,
+        groups=groups,
+        conv=conv,
+    )

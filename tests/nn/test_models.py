@@ -36,6 +36,28 @@ def test_vgg16_has_the_parameters_of_the_closed_form():
     assert _count(nn.vgg16(n_classes=10), 1, 32, 32, 3) == n
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet18", 11_689_512), ("resnet50", 25_557_032), ("resnet101", 44_549_160)],
+)
+def test_large_resnets_have_the_parameters_of_torchvisions(name, size):
+    model = nn.build(name, width=1, n_classes=1000)
+    assert _count(model, 1, 224, 224, 3) == size
+
+
+def test_the_large_stem_quarters_the_image():
+    model = nn.ResNet(
+        3, widths=(4, 4), blocks=(1, 1), bottleneck=True, stem=4, large_images=True, norm="none"
+    )
+    x = jnp.zeros((1, 32, 32, 1))
+    _, seen = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), x, capture_intermediates=True)
+    )
+    outputs = {path: leaf.shape for path, leaf in to_paths(seen["intermediates"]).items()}
+    sizes = [outputs[f"BottleneckBlock_{i}/__call__/0"][1] for i in range(2)]
+    assert sizes == [8, 4]
+
+
 @pytest.mark.parametrize(("side", "left"), [(8, 1), (28, 1), (32, 1), (64, 2)])
 def test_vgg_pools_until_one_pixel_is_left(side, left):
     model = nn.vgg16(n_classes=10, width_multiplier=0.25)
@@ -59,6 +81,13 @@ def test_widths_are_free_in_every_layer():
     projections = {path for path in shapes if path.endswith("shortcut/kernel")}
     assert projections == {"params/ResidualBlock_1/shortcut/kernel"}
 
+    model = nn.ResNet(3, (6, 9), (1, 1), inner=(2, 3, 4, 5), bottleneck=True, stem=7)
+    shapes = _shapes(model, 2, 8, 8, 1)
+    assert shapes["params/Conv_0/kernel"] == (3, 3, 1, 7)
+    for i, (cin, first, second, cout) in enumerate([(7, 2, 3, 6), (6, 4, 5, 9)]):
+        kernels = [shapes[f"params/BottleneckBlock_{i}/Conv_{j}/kernel"] for j in range(3)]
+        assert kernels == [(1, 1, cin, first), (3, 3, first, second), (1, 1, second, cout)]
+
     model = nn.VGG(3, features=(2, 3, 4), blocks=(1, 2), dense=(6, 5))
     shapes = _shapes(model, 2, 4, 4, 1)
     assert shapes["params/Conv_2/kernel"] == (3, 3, 3, 4)
@@ -75,7 +104,8 @@ def test_a_norm_with_a_bias_replaces_that_of_the_convolution(name, norm):
     assert any(path.startswith("batch_stats") for path in shapes) == (norm == "batch")
 
 
-@pytest.mark.parametrize("name", nn.MODELS)
+# The 101-layer net has the blocks of the 50-layer one and takes minutes to compile.
+@pytest.mark.parametrize("name", [name for name in nn.MODELS if name != "resnet101"])
 def test_apply_gives_float32_logits_and_patches_fit_the_same_checkpoint(name):
     width = 8 if name == "mlp" else 0.125
     rng = np.random.default_rng(0)
@@ -115,7 +145,7 @@ def test_build_scales_widths():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "resnet"}, "name must be one of mlp, convnet, resnet20, vgg16; got 'resnet'"),
+        ({"name": "resnet"}, "name must be one of mlp, .*, resnet101; got 'resnet'"),
         ({"norm": "bn"}, "norm must be one of .*'bn'"),
         ({"conv": "fft"}, "conv must be one of .*'fft'"),
         ({"width": 0}, "must be positive, got 0"),
@@ -132,6 +162,7 @@ def test_build_names_what_is_wrong(options, message):
     [
         (nn.ResNet(3, widths=(4, 4), blocks=(1,)), "differ in length"),
         (nn.ResNet(3, widths=(4,), blocks=(2,), inner=(4,)), "inner needs 2 widths, got 1"),
+        (nn.ResNet(3, widths=(4,), blocks=(2,), inner=(4,), bottleneck=True), "inner needs 4"),
         (nn.VGG(3, features=(4,), blocks=(2,)), "features needs 2 widths, got 1"),
     ],
 )
