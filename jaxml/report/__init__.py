@@ -1,6 +1,6 @@
 """Floor 3: claims, figures, tables and the HTML page, from plain arrays and dicts."""
 
-from jaxml.report.claims import Claim, ratio_claim
+from jaxml.report.claims import Claim, difference_claim, ratio_claim
 from jaxml.report.html import Section, render, summary
 from jaxml.report.plots import lines, panels, to_png
 from jaxml.report.tables import to_markdown, write_csv
@@ -8,6 +8,7 @@ from jaxml.report.tables import to_markdown, write_csv
 __all__ = [
     "Claim",
     "Section",
+    "difference_claim",
     "lines",
     "panels",
     "ratio_claim",

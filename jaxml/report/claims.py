@@ -77,3 +77,43 @@ def ratio_claim(
         spread=f"sd {np.std(values):.2g}",
         holds=bool(ratio <= bound),
     )
+
+
+def difference_claim(
+    claim: str,
+    values: np.ndarray,
+    against: np.ndarray,
+    *,
+    against_name: str,
+    bound: float,
+    paper: str,
+    paper_value: str,
+    seeds: str,
+) -> Claim:
+    """Claims that the mean of ``values`` is ``bound`` percentage points above that of ``against``.
+
+    Args:
+      claim: what is claimed, without the numbers.
+      values: one fraction a seed ``[n]``, such as an accuracy.
+      against: the baseline's fractions ``[n]``, for the same seeds.
+      against_name: what the baseline is called.
+      bound: smallest difference in points with which the claim holds; negative for "at most so
+        much below".
+      paper: as in Claim.
+      paper_value: as in Claim.
+      seeds: as in Claim.
+
+    Returns:
+      The claim; its spread is the standard deviation of the differences.
+    """
+    points = 100 * (np.asarray(values, float) - np.asarray(against, float))
+    return Claim(
+        claim=claim,
+        paper=paper,
+        paper_value=paper_value,
+        value=f"{np.mean(values):.1%}: {np.mean(points):+.1f} points on {against_name}",
+        baseline=f"{bound:+g} points on {against_name}, {np.mean(against):.1%}",
+        seeds=seeds,
+        spread=f"sd {np.std(points):.2g} points",
+        holds=bool(np.mean(points) >= bound - 1e-9),  # 88 % is 8 points above 80 %
+    )

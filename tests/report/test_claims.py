@@ -1,11 +1,11 @@
-"""Claims: the ratio claim against arithmetic, and the way through JSON."""
+"""Claims: ratios and differences against arithmetic, and the way through JSON."""
 
 import json
 
 import numpy as np
 import pytest
 
-from jaxml.report import Claim, ratio_claim
+from jaxml.report import Claim, difference_claim, ratio_claim
 
 
 @pytest.mark.parametrize(("bound", "holds"), [(0.26, True), (0.24, False)])
@@ -19,3 +19,23 @@ def test_a_ratio_claim_compares_means(bound, holds):
     assert claim.baseline == f"{bound:.0%} of naive, 4"
     assert claim.spread == "sd 0.5"
     assert Claim(**json.loads(json.dumps(claim.to_dict()))) == claim
+
+
+@pytest.mark.parametrize(("bound", "holds"), [(9.9, True), (10.1, False), (-3, True)])
+def test_a_difference_claim_compares_means_in_points(bound, holds):
+    claim = difference_claim(
+        "accuracy rises", np.array([0.8, 0.9]), np.array([0.75, 0.75]), against_name="average",
+        bound=bound, paper="A paper", paper_value="5", seeds="2 pairs",
+    )  # fmt: skip
+    assert claim.holds is holds
+    assert claim.value == "85.0%: +10.0 points on average"
+    assert claim.baseline == f"{bound:+g} points on average, 75.0%"
+    assert claim.spread == "sd 5 points"
+
+
+def test_a_bound_that_is_met_exactly_holds():
+    claim = difference_claim(
+        "accuracy rises", np.full(3, 0.88), np.full(3, 0.8), against_name="average", bound=8,
+        paper="A paper", paper_value="5", seeds="3 pairs",
+    )  # fmt: skip
+    assert claim.holds is True
