@@ -1,5 +1,6 @@
 """The networks that a merging study works on: trained here from seeds, or given as checkpoints."""
 
+import functools
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ def check(config) -> None:
 
     data.check(config.dataset)
     for name in ("epochs", "batch_size", "eval_batch_size", "models_at_once"):
-        if config[name] < 1:
+        if config.get(name, 1) < 1:
             raise ValueError(f"{name} must be positive, got {config[name]}")
     if config.augment not in ("none", "crop_flip"):
         raise ValueError(f"augment must be 'none' or 'crop_flip', got {config.augment!r}")
@@ -53,7 +54,11 @@ def load(config, dataset) -> tuple[Any, list[dict]]:
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"module: cannot find {config.module!r}: {error}") from error
         try:
-            model = factory(**json.loads(config.module_kwargs or "{}"))
+            kwargs = json.loads(config.module_kwargs or "{}")
+            # A module has to be hashable, as jit's static arguments are.
+            model = factory(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()}
+            )
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"module_kwargs: {config.module_kwargs!r}: {error}") from error
     else:
@@ -69,7 +74,7 @@ def load(config, dataset) -> tuple[Any, list[dict]]:
 def train(
     key, config, width, seeds: list[int], dataset, folder: pathlib.Path | None, writer, mesh
 ) -> tuple[Any, list[dict]]:
-    """Trains one network a seed, ``config.models_at_once`` at a time.
+    """Trains one network a seed, ``config.models_at_once`` at a time (all, if it says nothing).
 
     With a folder, finished networks are kept in ``folder/models/<seed>.safetensors`` and unfinished
     ones in checkpoints, so that a run which was killed goes on and ends with the same bits.
@@ -84,8 +89,9 @@ def train(
         "norm": config.norm, "conv": config.conv, "depth": config.depth,
     }  # fmt: skip
     trained: dict[int, dict] = {}
-    for start in range(0, len(seeds), config.models_at_once):
-        some = seeds[start : start + config.models_at_once]
+    at_once = config.get("models_at_once", len(seeds))
+    for start in range(0, len(seeds), at_once):
+        some = seeds[start : start + at_once]
         trained |= _train_together(key, config, options, some, dataset, folder, writer, mesh)
     return build(**options), [trained[seed] for seed in seeds]
 
@@ -109,7 +115,7 @@ def _train_together(key, config, options, seeds, dataset, folder, writer, mesh) 
         raise ValueError(f"batch_size is {config.batch_size}, of {len(x)} training examples")
     steps_per_epoch = len(x) // config.batch_size
     n_steps = config.epochs * steps_per_epoch
-    optimizer = train.make_optimizer(
+    optimizer = _optimizer(
         config.optimizer,
         learning_rate=config.learning_rate,
         n_steps=n_steps,
@@ -124,7 +130,8 @@ def _train_together(key, config, options, seeds, dataset, folder, writer, mesh) 
     if saves is not None and (step := checkpoint.latest_step(saves)) is not None:
         like = jax.eval_shape(lambda k: train.init(k, model, optimizer, x[:1]), keys)
         state = checkpoint.restore(saves, step, like)
-    writer.stage(f"width {options['width']:g}: train {len(seeds)} networks", n_steps)
+    which = f"{len(seeds)} networks" if len(seeds) > 1 else f"network {seeds[0]}"
+    writer.stage(f"width {options['width']:g}: train {which}", n_steps)
 
     def after_epochs(state, metrics):
         step = int(np.ravel(state.step)[0])
@@ -154,3 +161,11 @@ def _train_together(key, config, options, seeds, dataset, folder, writer, mesh) 
     if saves is not None and jax.process_index() == 0:
         shutil.rmtree(saves)  # the finished networks replace their checkpoints
     return models
+
+
+@functools.cache
+def _optimizer(name, **options):
+    # `fit` compiles anew for every optimizer object, so networks that are trained alike share one.
+    from jaxml import train
+
+    return train.make_optimizer(name, **options)

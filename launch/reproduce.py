@@ -19,6 +19,7 @@ from launch import _app, _devices, _flags, _workdir
 
 PAPERS = {
     "git_rebasin": "Git Re-Basin: merging models modulo permutation symmetries",
+    "pleas": "PLeaS: merging models with permutations and least squares",
 }
 
 
