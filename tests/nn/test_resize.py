@@ -1,6 +1,7 @@
 """Models rebuilt at the widths of a set of parameters."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -63,3 +64,20 @@ def test_other_modules_are_refused():
         ValueError, match="with_widths knows MLP, ConvNet, ResNet and VGG, got Conv"
     ):
         nn.with_widths(nn.Conv(3), {"params": {}})
+
+
+def test_a_shortcut_stays_where_merged_widths_coincide():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 1))
+    narrow = nn.ResNet(3, widths=(8,), blocks=(1,), stem=4, norm="none")
+    variables = narrow.init(jax.random.key(1), x)
+    params = variables["params"]
+    # Twice the stem, each unit with half of the weight onwards: the same function, width 8 = 8.
+    double = {"kernel": jnp.tile(params["Conv_0"]["kernel"], (1, 1, 1, 2)),
+              "bias": jnp.tile(params["Conv_0"]["bias"], 2)}  # fmt: skip
+    block = dict(params["ResidualBlock_0"])
+    for name in ("Conv_0", "shortcut"):
+        kernel = jnp.tile(block[name]["kernel"], (1, 1, 2, 1)) / 2
+        block[name] = {**block[name], "kernel": kernel}
+    wide = {"params": {**params, "Conv_0": double, "ResidualBlock_0": block}}
+    out = nn.with_widths(narrow, wide).apply(wide, x)
+    np.testing.assert_allclose(out, narrow.apply(variables, x), rtol=1e-5, atol=1e-6)
