@@ -38,9 +38,9 @@ class Gram(NamedTuple):
     targets: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _moments(z: jax.Array, y: jax.Array, *, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
-    z, y = z.astype(dtype), y.astype(dtype)
+@jax.jit
+def _device_moments(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    z, y = z.astype(jnp.float32), y.astype(jnp.float32)
     contract = "...np,...nq->...pq"
     high = jax.lax.Precision.HIGHEST
     return (
@@ -50,11 +50,18 @@ def _moments(z: jax.Array, y: jax.Array, *, dtype) -> tuple[jax.Array, jax.Array
     )
 
 
+def _host_moments(z: jax.Array, y: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    z, y = (np.asarray(v).astype(np.float64) for v in (z, y))
+    transposed = np.swapaxes(z, -1, -2)
+    # Of a matrix with itself numpy computes one triangle only, which XLA does not.
+    return transposed @ z, transposed @ y, np.square(y).sum(-2).reshape(-1)
+
+
 def accumulate_gram(total: Gram | None, z: jax.Array, y: jax.Array) -> Gram:
     """Adds one batch to the moments of a regression.
 
-    On a CPU all products are formed in float64; on an accelerator float32 inputs are multiplied in
-    float32 at the highest precision. Sums over batches are in float64 either way.
+    On a CPU, and for float64 inputs, products are formed on the host in float64; on an accelerator
+    in float32 at the highest precision. Sums over batches are in float64 either way.
 
     Args:
       total: moments so far, None for the first batch.
@@ -64,9 +71,8 @@ def accumulate_gram(total: Gram | None, z: jax.Array, y: jax.Array) -> Gram:
     Returns:
       Gram.
     """
-    wide = jax.default_backend() == "cpu" or z.dtype == np.float64
-    with jax.enable_x64(True):
-        moments = _moments(z, y, dtype="float64" if wide else "float32")
+    on_host = jax.default_backend() == "cpu" or z.dtype == np.float64
+    moments = _host_moments(z, y) if on_host else _device_moments(z, y)
     parts = [np.asarray(part, np.float64) for part in moments]
     batch = Gram(z.shape[-2], *parts)
     return batch if total is None else Gram(*map(np.add, total, batch))

@@ -1,6 +1,7 @@
 """Gram matrices, their solution, and layers solved in merged networks, against numpy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from jaxml.merging import (
     solve_gram,
 )
 from jaxml.merging.layers import read_layers
-from jaxml.merging.least_squares import residual
+from jaxml.merging.least_squares import _device_moments, _host_moments, residual
 from jaxml.merging.partial_merge import FROM_A, FROM_B, MERGED, kernel_axes
 from jaxml.nn import MLP
 
@@ -415,3 +416,13 @@ def test_regmean_names_what_is_wrong():
         regmean(p.apply, p.a, pair("convnet").a, [p.x])
     with pytest.raises(ValueError, match="activations at layer 'Dense_0' are not finite"):
         regmean(p.apply, p.a, p.b, [p.x * np.nan])
+
+
+@pytest.mark.parametrize("shape", [(40, 5), (3, 40, 4)])
+def test_moments_of_an_accelerator_equal_those_of_the_host(shape):
+    rng = np.random.default_rng(0)
+    z = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    y = jnp.asarray(rng.normal(size=(*shape[:-1], 1)), jnp.float32)
+    for device, host in zip(_device_moments(z, y), _host_moments(z, y), strict=True):
+        assert host.dtype == np.float64
+        np.testing.assert_allclose(device, host, rtol=1e-5, atol=1e-4)
