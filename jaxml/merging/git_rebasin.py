@@ -223,7 +223,8 @@ def weight_matching(
       a: variables of the fixed model.
       b: variables of the model to permute, same structure and shapes.
       max_iter: passes over all groups, per start.
-      init: first start; the identity by default.
+      init: first start; the identity by default. Wide networks have many local optima: where data
+        are at hand, the result of ``activation_matching`` is the better start.
       n_restarts: number of starts; those after the first are uniformly random. Residual networks
         have many local optima: ten starts recover a planted permutation where one often fails.
       rtol: smallest rise of the objective that counts as progress, relative to the share of the
