@@ -1,14 +1,29 @@
 """The file of results: one section a benchmark, each with what it was measured on."""
 
+import argparse
 import datetime
 import importlib.metadata
 import os
 import pathlib
 import platform
 import re
+from collections.abc import Callable
 
 RESULTS = pathlib.Path(__file__).with_name("RESULTS.md")
 _TITLE = "# Benchmark results\n\nEvery section is written by the command that it names.\n"
+
+
+def main(name: str, doc: str, report: Callable[[], str]) -> None:
+    """Prints the section that ``report`` returns, and writes it with ``--write``."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="update benchmarks/RESULTS.md")
+    write = parser.parse_args().write
+    text = report()
+    print(text)
+    if write:
+        write_section(name, text)
 
 
 def environment(command: str, *, packages: tuple[str, ...], notes: str) -> str:

@@ -16,7 +16,6 @@ os.environ.update(
     XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 )
 
-import argparse
 import json
 import resource
 import subprocess
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks._results import environment, write_section
+from benchmarks._results import environment, main
 from jaxml import data, nn, train
 from jaxml.core.tree import from_paths, to_paths
 from jaxml.merging import (
@@ -624,18 +623,5 @@ leave; the row of {LONGER[1]} steps says what Adam has spent while it is still b
 {to_markdown(bound_rows(comparisons, large))}"""
 
 
-def main() -> None:
-    """Prints the section, and writes it with ``--write``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help="update benchmarks/RESULTS.md")
-    write = parser.parse_args().write
-    text = report()
-    print(text)
-    if write:
-        write_section("pleas", text)
-
-
 if __name__ == "__main__":
-    main()
+    main("pleas", __doc__, report)

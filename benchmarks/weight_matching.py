@@ -16,7 +16,6 @@ os.environ.update(
     XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 )
 
-import argparse
 import functools
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks._results import environment, write_section
+from benchmarks._results import environment, main
 from jaxml.core.tree import to_paths
 from jaxml.merging import (
     PermutationSpec,
@@ -373,18 +372,5 @@ their sums in float64); the rest of the time is checks, copies and the objective
 {to_markdown(widths)}"""
 
 
-def main() -> None:
-    """Prints the section, and writes it with ``--write``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help="update benchmarks/RESULTS.md")
-    write = parser.parse_args().write
-    text = report()
-    print(text)
-    if write:
-        write_section("weight_matching", text)
-
-
 if __name__ == "__main__":
-    main()
+    main("weight_matching", __doc__, report)
