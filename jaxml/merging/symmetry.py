@@ -577,6 +577,7 @@ _RULES: dict[str, _Rule] = {
     "concatenate": _concatenate,
     "stack": _stack,
     "unstack": _unstack,
+    "platform_index": _fix_everything,  # a scalar, which chooses the branch of a cond
     "pad": _pad,
     "tile": _tile,
     "dynamic_slice": _dynamic_slice,

@@ -1,5 +1,6 @@
 """Permutation specs: derived groups, function preservation, the algebra of permutations."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -37,6 +38,7 @@ SIZES = {
 }
 
 
+@functools.cache
 def derive(name, **kwargs):
     module, variables, x = make(name, **kwargs)
     return module, variables, x, perm.derive_permutation_spec(module.apply, variables, x)
