@@ -94,7 +94,8 @@ def test_solver_is_feasible_and_as_good_as_a_grid(n_groups):
     points = np.meshgrid(*[axis] * n_groups, indexing="ij")
     for _ in range(8):
         costs, names = random_costs(rng, n_groups)
-        weights = {name: float(w) for name, w in zip(names, rng.uniform(size=n_groups) ** 2)}  # noqa: B905
+        worth = map(float, rng.uniform(size=n_groups) ** 2)
+        weights = dict(zip(names, worth, strict=True))
         budget = rng.uniform(1.02, 1.95)
         ratios = solve_ratios(costs, weights, budget)
         assert list(ratios) == names
