@@ -1,8 +1,9 @@
-"""Floor 2: one training loop, its state, metrics, optimisers and augmentation."""
+"""Floor 2: one training loop, its losses, state, metrics, optimisers and augmentation."""
 
 from jaxml.train.augment import random_crop_flip
 from jaxml.train.loop import fit
-from jaxml.train.metrics import Metrics, batch_metrics, evaluate
+from jaxml.train.losses import Metrics, cross_entropy, soft_cross_entropy, squared_error
+from jaxml.train.metrics import evaluate
 from jaxml.train.optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
 from jaxml.train.state import TrainState, init
 
@@ -11,10 +12,12 @@ __all__ = [
     "SCHEDULES",
     "Metrics",
     "TrainState",
-    "batch_metrics",
+    "cross_entropy",
     "evaluate",
     "fit",
     "init",
     "make_optimizer",
     "random_crop_flip",
+    "soft_cross_entropy",
+    "squared_error",
 ]

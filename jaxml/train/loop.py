@@ -9,17 +9,18 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from jaxml.core.rng import named_key
 from jaxml.core.sharding import replicate, shard_batch
 from jaxml.core.types import Key
 from jaxml.data.batching import epoch_indices
-from jaxml.train.metrics import Metrics, batch_metrics
+from jaxml.train.losses import Metrics, cross_entropy
 from jaxml.train.state import TrainState, init
 
 Augment = Callable[[Key, jax.Array], jax.Array]
 Callback = Callable[[TrainState, Metrics], None]
+Loss = Callable[[jax.Array, jax.Array], Metrics]
 
 
 def fit(
@@ -27,33 +28,40 @@ def fit(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     x: Float[Array, "n ..."],
-    y: Int[Array, " n"],
+    y: Shaped[Array, "n ..."],
     *,
     n_epochs: int,
     batch_size: int,
+    loss: Loss = cross_entropy,
+    own_x: bool = False,
+    own_y: bool = False,
     state: TrainState | None = None,
     augment: Augment | None = None,
     mesh: Mesh | None = None,
     epochs_per_call: int = 1,
     callback: Callback | None = None,
 ) -> TrainState:
-    """Trains a classifier, or ``s`` of them at once, on the mean cross-entropy.
+    """Trains a model, or ``s`` of them at once, on the mean of a loss, by default cross-entropy.
 
     Each epoch walks a fresh permutation in ``n // batch_size`` steps; the order of epoch ``e``
     depends on ``key`` and ``e`` only, so a run that stops and goes on from its state with the same
     arguments ends with the same bits as one that never stopped. ``epochs_per_call`` epochs are one
     call on the device, compiled once for all calls (and for later ``fit`` of an equal model, the
-    same ``optimizer`` and ``augment`` objects, and equal shapes).
+    same ``optimizer``, ``loss`` and ``augment`` objects, and equal shapes).
 
     Args:
       key: a typed key ``[]``; or ``[s]`` to train ``s`` models at once by vmap, each with its own
         initialisation and order, as if alone. Then every leaf of the state leads with ``[s]``.
       model: a Flax module with ``__call__(x, train)`` -> logits; ``batch_stats`` are updated.
       optimizer: an optax optimiser.
-      x: inputs ``[n, ...]``.
-      y: integer labels ``[n]``, shared by all models as ``x`` is.
+      x: inputs ``[n, ...]``, shared by all models.
+      y: integer labels ``[n]``, or whatever targets ``[n, ...]`` ``loss`` takes; shared likewise.
       n_epochs: epochs in all, those already in ``state`` included.
       batch_size: examples a step, in ``1..n``.
+      loss: ``loss(outputs [b, ...], targets [b, ...])`` -> ``Metrics`` of means, pure: a function
+        of ``jaxml.train.losses`` or another.
+      own_x: each of the ``s`` models has inputs of its own: ``x`` is ``[s, n, ...]``.
+      own_y: each has targets of its own: ``y`` is ``[s, n, ...]``.
       state: where to go on from, left intact; None begins with ``init(key, ...)``.
       augment: ``augment(key, x [b, ...])`` -> inputs of one batch, pure.
       mesh: places the data on all devices and splits each batch over the axis ``"data"``.
@@ -72,16 +80,23 @@ def fit(
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim > 1:
         raise ValueError(f"key must be typed keys [] or [s], got {key.dtype} {key.shape}")
-    if len(x) != len(y) or not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(f"y must be {len(x)} integer labels, got {y.dtype} {tuple(y.shape)}")
-    if not 1 <= batch_size <= len(x):
-        raise ValueError(f"batch_size must lie in 1..{len(x)}, got {batch_size}")
+    for name, own, array in (("x", own_x, x), ("y", own_y, y)):
+        if own and (not key.ndim or array.ndim < 2 or array.shape[:1] != key.shape):
+            raise ValueError(f"own_{name} needs keys [s] and {name} [s, n, ...], got {array.shape}")
+    n = x.shape[int(own_x)]
+    if y.shape[int(own_y) :][:1] != (n,):
+        raise ValueError(f"y must hold {n} targets, got {y.dtype} {tuple(y.shape)}")
+    if loss is cross_entropy and not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"y must be {n} integer labels, got {y.dtype} {tuple(y.shape)}")
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size must lie in 1..{n}, got {batch_size}")
     if epochs_per_call < 1:
         raise ValueError(f"epochs_per_call must be positive, got {epochs_per_call}")
     x, y = replicate((jnp.asarray(x), jnp.asarray(y)), mesh)
     # A copy, because the calls below donate the state.
-    state = init(key, model, optimizer, x[:1]) if state is None else jax.tree.map(jnp.copy, state)
-    steps_per_epoch = len(x) // batch_size
+    example = x[0, :1] if own_x else x[:1]
+    state = init(key, model, optimizer, example) if state is None else jax.tree.map(jnp.copy, state)
+    steps_per_epoch = n // batch_size
     epoch = _finished_epochs(state, key, steps_per_epoch)
     key, state = replicate((key, state), mesh)
     while epoch < n_epochs:
@@ -96,6 +111,9 @@ def fit(
             model=model,
             optimizer=optimizer,
             batch_size=batch_size,
+            loss=loss,
+            own_x=own_x,
+            own_y=own_y,
             augment=augment,
             mesh=mesh,
         )
@@ -110,20 +128,30 @@ def fit(
 
 @partial(
     jax.jit,
-    static_argnames=("model", "optimizer", "batch_size", "augment", "mesh"),
+    static_argnames=(
+        "model",
+        "optimizer",
+        "batch_size",
+        "loss",
+        "own_x",
+        "own_y",
+        "augment",
+        "mesh",
+    ),
     donate_argnames="state",
 )
 def _run_epochs(
-    key, state, x, y, first_epoch, n_epochs, *, model, optimizer, batch_size, augment, mesh
-):
+    key, state, x, y, first_epoch, n_epochs, *,
+    model, optimizer, batch_size, loss, own_x, own_y, augment, mesh,
+):  # fmt: skip
     def loss_fn(params, variables, xb, yb):
-        logits, mutated = model.apply(
+        outputs, mutated = model.apply(
             {**variables, "params": params}, xb, train=True, mutable=["batch_stats"]
         )
-        metrics = batch_metrics(logits, yb)
+        metrics = loss(outputs, yb)
         return metrics.loss, (metrics, mutated)
 
-    def step(key, state, indices):
+    def step(key, x, y, state, indices):
         xb, yb = shard_batch(x[indices], mesh), shard_batch(y[indices], mesh)
         if augment is not None:
             xb = augment(jax.random.fold_in(named_key(key, "augment"), state.step), xb)
@@ -135,12 +163,12 @@ def _run_epochs(
         variables = {**state.variables, **mutated, "params": params}
         return TrainState(state.step + 1, variables, opt_state), metrics
 
-    def run_one(key, state):
+    def run_one(key, state, x, y):
         def epoch(e, carry):
             state, total = carry
             epoch_key = jax.random.fold_in(named_key(key, "order"), e)
             indices = epoch_indices(epoch_key, x.shape[0], batch_size)
-            state, metrics = jax.lax.scan(partial(step, key), state, indices)
+            state, metrics = jax.lax.scan(partial(step, key, x, y), state, indices)
             return state, jax.tree.map(lambda t, m: t + m.mean(), total, metrics)
 
         # The number of epochs is traced: a shorter last call does not compile again.
@@ -148,7 +176,9 @@ def _run_epochs(
         state, total = jax.lax.fori_loop(first_epoch, first_epoch + n_epochs, epoch, carry)
         return state, jax.tree.map(lambda t: t / n_epochs.astype(t.dtype), total)
 
-    out = jax.vmap(run_one)(key, state) if key.ndim else run_one(key, state)
+    axes = (0, 0, 0 if own_x else None, 0 if own_y else None)
+    run = jax.vmap(run_one, in_axes=axes) if key.ndim else run_one
+    out = run(key, state, x, y)
     if mesh is not None:
         out = jax.lax.with_sharding_constraint(out, NamedSharding(mesh, PartitionSpec()))
     return out

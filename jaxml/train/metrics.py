@@ -1,51 +1,35 @@
-"""Loss and accuracy of a classifier."""
+"""Loss and accuracy over a whole data set."""
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from jaxml.core.chunk import reduce_batches
 from jaxml.core.types import ApplyFn, PyTree
-
-
-class Metrics(NamedTuple):
-    """Means over examples.
-
-    Attributes:
-      loss: cross-entropy in nats, float32 ``[]``.
-      accuracy: fraction whose largest logit is the label's, float32 ``[]``.
-    """
-
-    loss: Float[Array, "*s"]
-    accuracy: Float[Array, "*s"]
-
-
-def batch_metrics(logits: Float[Array, "n c"], y: Int[Array, " n"]) -> Metrics:
-    """Means of the cross-entropy and of the correct answers over one batch."""
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-    return Metrics(loss.mean(), (logits.argmax(-1) == y).astype(loss.dtype).mean())
+from jaxml.train.losses import Metrics, cross_entropy
 
 
 def evaluate(
     apply: ApplyFn,
     variables: PyTree,
     x: Float[Array, "n ..."],
-    y: Int[Array, " n"],
+    y: Shaped[Array, "n ..."],
     *,
+    loss: Callable[[jax.Array, jax.Array], Metrics] = cross_entropy,
     batch_size: int = 1000,
 ) -> Metrics:
-    """Measures a classifier over a whole data set, ``batch_size`` examples at a time.
+    """Measures a model over a whole data set, ``batch_size`` examples at a time.
 
     Pure and not jitted inside: jit it to use it more than once, vmap it over ``variables``.
 
     Args:
-      apply: ``apply(variables, x)`` -> logits ``[b, c]``; static.
+      apply: ``apply(variables, x)`` -> outputs ``[b, ...]``; static.
       variables: what ``apply`` takes.
       x: inputs ``[n, ...]``.
-      y: integer labels ``[n]``.
+      y: integer labels ``[n]``, or whatever targets ``[n, ...]`` ``loss`` takes.
+      loss: as in ``fit``; static.
       batch_size: static; memory for speed only, each example counts once whatever it is.
 
     Returns:
@@ -56,7 +40,7 @@ def evaluate(
     """
 
     def sums(x: jax.Array, y: jax.Array) -> Metrics:
-        return jax.tree.map(lambda m: m * x.shape[0], batch_metrics(apply(variables, x), y))
+        return jax.tree.map(lambda m: m * x.shape[0], loss(apply(variables, x), y))
 
     arrays = (jnp.asarray(x), jnp.asarray(y))
     totals = reduce_batches(sums, arrays, batch_size=batch_size)

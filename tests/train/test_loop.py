@@ -181,13 +181,91 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     ("options", "message"),
     [
         ({"key": jnp.zeros(2, jnp.uint32)}, "key must be typed keys"),
-        ({"y": Y[:-1]}, "y must be 48 integer labels"),
+        ({"y": Y[:-1]}, "y must hold 48 targets"),
         ({"y": Y.astype(np.float32)}, "y must be 48 integer labels, got float32"),
         ({"batch_size": N + 1}, "batch_size must lie in 1..48, got 49"),
         ({"epochs_per_call": 0}, "epochs_per_call must be positive, got 0"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        _fit(**options)
+
+
+OWN_X = np.stack([X, X[::-1], 0.5 * X])
+OWN_Y = np.stack([Y, Y[::-1], (Y + 1) % 3])
+
+
+@pytest.mark.parametrize(("own_x", "own_y"), [(True, True), (True, False), (False, True)])
+def test_models_with_data_of_their_own_are_those_trained_alone_on_it(own_x, own_y):
+    keys = jax.random.split(jax.random.key(0), 3)
+    data = {"x": OWN_X if own_x else X, "y": OWN_Y if own_y else Y}
+    heard = []
+
+    def listen(_, metrics):
+        heard.append(metrics)
+
+    together = _fit(keys, **data, own_x=own_x, own_y=own_y, callback=listen)
+    for i in range(3):
+        x, y = OWN_X[i] if own_x else X, OWN_Y[i] if own_y else Y
+        alone = _fit(keys[i], x=x, y=y, callback=listen)
+        _assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone)
+        np.testing.assert_allclose([m[i] for m in heard[1]], heard[-1], rtol=1e-4)
+    # The data do make a difference.
+    assert not np.allclose(_first_kernel(together)[2], _first_kernel(_fit(keys[2])), atol=1e-3)
+
+
+def test_a_run_with_data_of_its_own_resumes_with_the_bits_of_a_whole_one():
+    keys = jax.random.split(jax.random.key(0), 3)
+    options = {"x": OWN_X, "y": OWN_Y, "own_x": True, "own_y": True}
+    start = _fit(keys, **options, n_epochs=1)
+    _assert_same_bits(_fit(keys, **options, state=start), _fit(keys, **options))
+
+
+def test_four_devices_give_the_numbers_of_one_on_data_of_their_own():
+    keys = jax.random.split(jax.random.key(0), 3)
+    options = {"x": OWN_X, "y": OWN_Y, "own_x": True, "own_y": True, "n_epochs": 1}
+    _assert_close(_fit(keys, **options, mesh=make_mesh()), _fit(keys, **options))
+
+
+def test_one_hot_labels_train_as_integer_labels():
+    one_hot = np.eye(3, dtype=np.float32)[Y]
+    soft = _fit(y=one_hot, loss=train.soft_cross_entropy)
+    _assert_close(soft, _fit())
+    heard = [
+        train.evaluate(MLP.apply, soft.variables, X, y, loss=loss)
+        for y, loss in ((Y, train.cross_entropy), (one_hot, train.soft_cross_entropy))
+    ]
+    np.testing.assert_allclose(*heard, rtol=1e-6)
+
+
+def test_squared_error_learns_a_sign():
+    model = nn.MLP((8,), 1)
+    y = np.where(Y == 0, 1, -1).astype(np.float32)
+    state = _fit(model=model, y=y, loss=train.squared_error, n_epochs=30)
+    metrics = train.evaluate(model.apply, state.variables, X, y, loss=train.squared_error)
+    assert metrics.loss < 0.1
+    assert metrics.accuracy == 1.0
+
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"own_x": True}, r"own_x needs keys \[s\] and x \[s, n, \.\.\.\], got \(48, 4, 4, 1\)"),
+        ({"key": KEYS, "own_x": True}, r"own_x needs keys \[s\] .* got \(48, 4, 4, 1\)"),
+        ({"key": KEYS, "own_x": True, "x": np.ones(3, np.float32)}, r"own_x .* got \(3,\)"),
+        ({"own_y": True, "y": OWN_Y}, r"own_y needs keys \[s\] and y .* got \(3, 48\)"),
+        ({"key": KEYS[:2], "own_y": True, "y": OWN_Y}, r"own_y needs .* got \(3, 48\)"),
+        ({"key": KEYS, "own_x": True, "x": OWN_X[:, 1:]}, r"y must hold 47 targets, got int32"),
+        ({"key": KEYS, "own_y": True, "y": OWN_Y[:, 1:]}, r"48 targets, got int32 \(3, 47\)"),
+        ({"key": KEYS, "x": OWN_X, "own_x": True, "batch_size": 49}, r"must lie in 1\.\.48"),
+        ({"y": np.eye(3, dtype=np.float32)[Y]}, r"48 integer labels, got float32 \(48, 3\)"),
+    ],
+)
+def test_bad_data_of_their_own_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         _fit(**options)
 
