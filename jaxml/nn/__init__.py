@@ -2,10 +2,13 @@
 
 from flax import linen
 
+from jaxml.nn.activation import ACTIVATIONS
 from jaxml.nn.conv import CONVS, Conv
 from jaxml.nn.convnet import ConvNet
+from jaxml.nn.convnext import ConvNeXt, ConvNeXtBlock, convnext_tiny
 from jaxml.nn.mlp import MLP
 from jaxml.nn.norm import NORMS, make_norm
+from jaxml.nn.preact import PreactBlock, PreactResNet, resnet32_preact, wide_resnet
 from jaxml.nn.resize import with_widths
 from jaxml.nn.resnet import (
     LARGE,
@@ -13,13 +16,29 @@ from jaxml.nn.resnet import (
     ResidualBlock,
     ResNet,
     large_resnet,
+    resnet18_cifar,
     resnet20,
 )
-from jaxml.nn.vgg import VGG, vgg16
+from jaxml.nn.vgg import VGG, vgg16, vgg19
+from jaxml.nn.vit import ViT, ViTBlock, vit_base
 
-MODELS = ("mlp", "convnet", "resnet20", "vgg16", *LARGE)
+_WIDE = {f"wide_resnet{depth}": depth for depth in (16, 28, 34)}
+MODELS = (
+    "mlp",
+    "convnet",
+    "resnet20",
+    "resnet32_preact",
+    *_WIDE,
+    "vgg16",
+    "vgg19",
+    "convnext",
+    "vit",
+    "resnet18_cifar",
+    *LARGE,
+)
 
 __all__ = [
+    "ACTIVATIONS",
     "CONVS",
     "MLP",
     "MODELS",
@@ -27,14 +46,26 @@ __all__ = [
     "VGG",
     "BottleneckBlock",
     "Conv",
+    "ConvNeXt",
+    "ConvNeXtBlock",
     "ConvNet",
+    "PreactBlock",
+    "PreactResNet",
     "ResNet",
     "ResidualBlock",
+    "ViT",
+    "ViTBlock",
     "build",
+    "convnext_tiny",
     "large_resnet",
     "make_norm",
+    "resnet18_cifar",
     "resnet20",
+    "resnet32_preact",
     "vgg16",
+    "vgg19",
+    "vit_base",
+    "wide_resnet",
     "with_widths",
 ]
 
@@ -47,7 +78,9 @@ def build(
     norm: str = "layer",
     groups: int = 8,
     conv: str = "lax",
-    depth: int = 3,
+    depth: int | None = None,
+    patch: int = 4,
+    activation: str | None = None,
 ) -> linen.Module:
     """Makes a model by name; ``model.apply(variables, x)`` maps ``[n, ...]`` to ``[n, n_classes]``.
 
@@ -55,30 +88,56 @@ def build(
       name: one of ``MODELS``.
       width: units of each hidden layer of ``"mlp"``, else a factor on the usual channels.
       n_classes: units of the head.
-      norm: ``"layer"``, ``"batch"``, ``"group"`` or ``"none"``; ``"mlp"`` has none.
+      norm: ``"layer"``, ``"batch"``, ``"group"`` or ``"none"``; ``"mlp"`` has none, ``"convnext"``
+        and ``"vit"`` have layer norms, whatever it is.
       groups: of ``norm="group"``.
-      conv: ``"lax"``, or ``"patches"``, the faster one for training on a CPU.
-      depth: hidden layers of ``"mlp"``.
+      conv: ``"lax"``, or ``"patches"``, the faster one for training on a CPU; ``"convnext"`` and
+        ``"vit"`` have ``"lax"``.
+      depth: hidden layers of ``"mlp"`` or blocks of ``"vit"``; None means 3 and 12.
+      patch: side of the patches of ``"convnext"``, whose own is 4 for large images, and of
+        ``"vit"``, which is ViT-B/16 with 16 for images of 224x224.
+      activation: one of ``ACTIVATIONS``; None means the model's own: gelu of ``"convnext"`` and
+        ``"vit"``, leaky relu of ``"resnet32_preact"``, relu of the others.
 
     Raises:
-      ValueError: an unknown ``name``, ``norm`` or ``conv``, or sizes that are not positive.
+      ValueError: an unknown ``name``, ``norm``, ``conv`` or ``activation``, or sizes that are not
+        positive.
     """
     for argument, value, legal in (
         ("name", name, MODELS),
         ("norm", norm, NORMS),
         ("conv", conv, CONVS),
+        ("activation", activation, (None, *ACTIVATIONS)),
     ):
         if value not in legal:
-            raise ValueError(f"{argument} must be one of {', '.join(legal)}; got {value!r}")
-    if width <= 0 or n_classes < 1:
-        raise ValueError(f"width and n_classes must be positive, got {width} and {n_classes}")
-    options = {"n_classes": n_classes, "norm": norm, "groups": groups, "conv": conv}
+            raise ValueError(
+                f"{argument} must be one of {', '.join(map(str, legal))}; got {value!r}"
+            )
+    sizes = {"width": width, "n_classes": n_classes, "depth": depth, "patch": patch}
+    for argument, size in sizes.items():
+        if size is not None and size <= 0:
+            raise ValueError(f"{argument} must be positive, got {size}")
+    own = {} if activation is None else {"activation": ACTIVATIONS[activation]}
+    options = {"n_classes": n_classes, "norm": norm, "groups": groups, "conv": conv, **own}
     if name == "mlp":
-        return MLP((round(width),) * depth, n_classes)
+        return MLP((round(width),) * (depth or 3), n_classes, **own)
     if name == "convnet":
         return ConvNet(features=tuple(round(w * width) for w in (16, 32, 64)), **options)
-    if name == "resnet20":
-        return resnet20(width_multiplier=width, **options)
+    if name == "convnext":
+        return convnext_tiny(n_classes=n_classes, width_multiplier=width, patch=patch, **own)
+    if name == "vit":
+        return vit_base(
+            n_classes=n_classes, width_multiplier=width, depth=depth or 12, patch=patch, **own
+        )
+    if name in _WIDE:
+        return wide_resnet(_WIDE[name], widening=width, **options)
     if name in LARGE:
         return large_resnet(name, width_multiplier=width, **options)
-    return vgg16(width_multiplier=width, **options)
+    makers = {
+        "resnet20": resnet20,
+        "resnet32_preact": resnet32_preact,
+        "resnet18_cifar": resnet18_cifar,
+        "vgg16": vgg16,
+        "vgg19": vgg19,
+    }
+    return makers[name](width_multiplier=width, **options)

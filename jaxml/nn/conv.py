@@ -1,5 +1,7 @@
 """A 2-D convolution that can run as a convolution or as one matrix product over patches."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -25,6 +27,7 @@ class Conv(nn.Module):
       strides: ``(sh, sw)``.
       use_bias: whether a bias is added.
       implementation: ``"lax"`` or ``"patches"``.
+      kernel_init: a Flax initializer.
     """
 
     features: int
@@ -32,6 +35,7 @@ class Conv(nn.Module):
     strides: tuple[int, int] = (1, 1)
     use_bias: bool = True
     implementation: str = "lax"
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n oh ow features"]:
@@ -40,7 +44,7 @@ class Conv(nn.Module):
             raise ValueError(f"conv must be one of {CONVS}, got {self.implementation!r}")
         kernel = self.param(
             "kernel",
-            nn.initializers.lecun_normal(),
+            self.kernel_init,
             (*self.kernel_size, x.shape[-1], self.features),
         )
         if self.implementation == "lax":

@@ -3,12 +3,13 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxml.nn.activation import Activation
 from jaxml.nn.conv import Conv
 from jaxml.nn.norm import make_norm
 
 
 class ConvNet(nn.Module):
-    """3x3 convolutions (stride 1, then 2 each), norm, relu; global average pool; linear head.
+    """3x3 convolutions (stride 1, then 2 each), norm, activation; global average pool; linear head.
 
     Attributes:
       n_classes: units of the head.
@@ -16,6 +17,7 @@ class ConvNet(nn.Module):
       norm: a name of ``make_norm``; convolutions have a bias only with ``"none"``.
       groups: of ``norm="group"``.
       conv: ``implementation`` of every ``Conv``.
+      activation: after each norm.
     """
 
     n_classes: int
@@ -23,6 +25,7 @@ class ConvNet(nn.Module):
     norm: str = "layer"
     groups: int = 8
     conv: str = "lax"
+    activation: Activation = nn.relu
 
     @nn.compact
     def __call__(
@@ -37,5 +40,5 @@ class ConvNet(nn.Module):
                 use_bias=self.norm == "none",
                 implementation=self.conv,
             )(x)
-            x = nn.relu(make_norm(self.norm, train=train, groups=self.groups)(x))
+            x = self.activation(make_norm(self.norm, train=train, groups=self.groups)(x))
         return nn.Dense(self.n_classes)(x.mean(axis=(1, 2)))

@@ -3,6 +3,7 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxml.nn.activation import Activation
 from jaxml.nn.conv import Conv
 from jaxml.nn.norm import make_norm
 
@@ -14,7 +15,7 @@ class ResidualBlock(nn.Module):
       inner: channels between the two convolutions.
       features: output channels.
       strides: of the first convolution and of the projection.
-      norm, groups, conv: as in ``ResNet``.
+      norm, groups, conv, activation: as in ``ResNet``.
     """
 
     inner: int
@@ -23,6 +24,7 @@ class ResidualBlock(nn.Module):
     norm: str = "layer"
     groups: int = 8
     conv: str = "lax"
+    activation: Activation = nn.relu
 
     @nn.compact
     def __call__(
@@ -32,10 +34,10 @@ class ResidualBlock(nn.Module):
         options = {"use_bias": self.norm == "none", "implementation": self.conv}
         norm_options = {"train": train, "groups": self.groups}
         y = Conv(self.inner, strides=self.strides, **options)(x)
-        y = nn.relu(make_norm(self.norm, **norm_options)(y))
+        y = self.activation(make_norm(self.norm, **norm_options)(y))
         y = Conv(self.features, **options)(y)
         y = make_norm(self.norm, **norm_options)(y)
-        return nn.relu(_shortcut(self, x, y, train) + y)
+        return self.activation(_shortcut(self, x, y, train) + y)
 
 
 class BottleneckBlock(nn.Module):
@@ -45,7 +47,7 @@ class BottleneckBlock(nn.Module):
       inner: channels after the first and after the second convolution.
       features: output channels.
       strides: of the 3x3 convolution and of the projection.
-      norm, groups, conv: as in ``ResNet``.
+      norm, groups, conv, activation: as in ``ResNet``.
     """
 
     inner: tuple[int, int]
@@ -54,6 +56,7 @@ class BottleneckBlock(nn.Module):
     norm: str = "layer"
     groups: int = 8
     conv: str = "lax"
+    activation: Activation = nn.relu
 
     @nn.compact
     def __call__(
@@ -63,12 +66,12 @@ class BottleneckBlock(nn.Module):
         options = {"use_bias": self.norm == "none", "implementation": self.conv}
         norm_options = {"train": train, "groups": self.groups}
         y = Conv(self.inner[0], kernel_size=(1, 1), **options)(x)
-        y = nn.relu(make_norm(self.norm, **norm_options)(y))
+        y = self.activation(make_norm(self.norm, **norm_options)(y))
         y = Conv(self.inner[1], strides=self.strides, **options)(y)
-        y = nn.relu(make_norm(self.norm, **norm_options)(y))
+        y = self.activation(make_norm(self.norm, **norm_options)(y))
         y = Conv(self.features, kernel_size=(1, 1), **options)(y)
         y = make_norm(self.norm, **norm_options)(y)
-        return nn.relu(_shortcut(self, x, y, train) + y)
+        return self.activation(_shortcut(self, x, y, train) + y)
 
 
 def _shortcut(block: nn.Module, x, y, train):
@@ -96,6 +99,7 @@ class ResNet(nn.Module):
       norm: a name of ``make_norm``; convolutions have a bias only with ``"none"``.
       groups: of ``norm="group"``.
       conv: ``implementation`` of every ``Conv``.
+      activation: after each norm, in the blocks after the sum.
     """
 
     n_classes: int
@@ -108,6 +112,7 @@ class ResNet(nn.Module):
     norm: str = "layer"
     groups: int = 8
     conv: str = "lax"
+    activation: Activation = nn.relu
 
     @nn.compact
     def __call__(
@@ -131,7 +136,12 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"inner needs {per_block * len(stage_of_block)} widths, got {len(inner)}"
             )
-        options = {"norm": self.norm, "groups": self.groups, "conv": self.conv}
+        options = {
+            "norm": self.norm,
+            "groups": self.groups,
+            "conv": self.conv,
+            "activation": self.activation,
+        }
         size, stride = ((7, 7), (2, 2)) if self.large_images else ((3, 3), (1, 1))
         x = Conv(
             self.stem or self.widths[0],
@@ -140,7 +150,7 @@ class ResNet(nn.Module):
             use_bias=self.norm == "none",
             implementation=self.conv,
         )(x)
-        x = nn.relu(make_norm(self.norm, train=train, groups=self.groups)(x))
+        x = self.activation(make_norm(self.norm, train=train, groups=self.groups)(x))
         if self.large_images:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
         for i, stage in enumerate(stage_of_block):
@@ -163,10 +173,32 @@ def resnet20(
     norm: str = "layer",
     groups: int = 8,
     conv: str = "lax",
+    activation: Activation = nn.relu,
 ) -> ResNet:
     """Makes the 20-layer net: three stages of three blocks, 16, 32, 64 channels times a factor."""
     widths = tuple(round(w * width_multiplier) for w in (16, 32, 64))
-    return ResNet(n_classes, widths, norm=norm, groups=groups, conv=conv)
+    return ResNet(n_classes, widths, norm=norm, groups=groups, conv=conv, activation=activation)
+
+
+def resnet18_cifar(
+    *,
+    n_classes: int,
+    width_multiplier: float = 1,
+    norm: str = "batch",
+    groups: int = 8,
+    conv: str = "lax",
+    activation: Activation = nn.relu,
+) -> ResNet:
+    """Makes the net of ``"resnet18"`` with a 3x3 stem and no pooling, for images of 32x32."""
+    return ResNet(
+        n_classes,
+        tuple(round(w * width_multiplier) for w in (64, 128, 256, 512)),
+        (2, 2, 2, 2),
+        norm=norm,
+        groups=groups,
+        conv=conv,
+        activation=activation,
+    )
 
 
 LARGE = {
@@ -184,6 +216,7 @@ def large_resnet(
     norm: str = "batch",
     groups: int = 8,
     conv: str = "lax",
+    activation: Activation = nn.relu,
 ) -> ResNet:
     """Makes ``"resnet18"``, ``"resnet50"`` or ``"resnet101"`` for large images.
 
@@ -203,4 +236,5 @@ def large_resnet(
         norm=norm,
         groups=groups,
         conv=conv,
+        activation=activation,
     )

@@ -3,12 +3,13 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxml.nn.activation import Activation
 from jaxml.nn.conv import Conv
 from jaxml.nn.norm import make_norm
 
 
 class VGG(nn.Module):
-    """Blocks of 3x3 convolutions, each with norm and relu; dense layers with relu; linear head.
+    """Blocks of 3x3 convolutions, each with norm and activation; dense layers; linear head.
 
     A 2x2 max-pool ends each block while the image has more than one row and column: 32x32 inputs
     reach 1x1 after the fifth block, 8x8 inputs after the third.
@@ -21,6 +22,7 @@ class VGG(nn.Module):
       norm: a name of ``make_norm``; convolutions have a bias only with ``"none"``.
       groups: of ``norm="group"``.
       conv: ``implementation`` of every ``Conv``.
+      activation: after each norm and each dense layer.
     """
 
     n_classes: int
@@ -30,6 +32,7 @@ class VGG(nn.Module):
     norm: str = "layer"
     groups: int = 8
     conv: str = "lax"
+    activation: Activation = nn.relu
 
     @nn.compact
     def __call__(
@@ -46,12 +49,12 @@ class VGG(nn.Module):
         for count in self.blocks:
             for _ in range(count):
                 x = Conv(next(widths), use_bias=self.norm == "none", implementation=self.conv)(x)
-                x = nn.relu(make_norm(self.norm, train=train, groups=self.groups)(x))
+                x = self.activation(make_norm(self.norm, train=train, groups=self.groups)(x))
             if min(x.shape[1:3]) > 1:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
-            x = nn.relu(nn.Dense(width)(x))
+            x = self.activation(nn.Dense(width)(x))
         return nn.Dense(self.n_classes)(x)
 
 
@@ -62,9 +65,25 @@ def vgg16(
     norm: str = "layer",
     groups: int = 8,
     conv: str = "lax",
+    activation: Activation = nn.relu,
+    blocks: tuple[int, int, int, int, int] = (2, 2, 3, 3, 3),
 ) -> VGG:
     """Makes the 13-convolution net, 64 to 512 channels and two dense layers of 512, scaled."""
-    features = (64, 64, 128, 128, 256, 256, 256, *(512,) * 6)
-    features = tuple(round(w * width_multiplier) for w in features)
-    dense = (round(512 * width_multiplier),) * 2
-    return VGG(n_classes, features, dense=dense, norm=norm, groups=groups, conv=conv)
+    features = [
+        w for w, count in zip((64, 128, 256, 512, 512), blocks, strict=True) for _ in range(count)
+    ]
+    return VGG(
+        n_classes,
+        tuple(round(w * width_multiplier) for w in features),
+        blocks,
+        dense=(round(512 * width_multiplier),) * 2,
+        norm=norm,
+        groups=groups,
+        conv=conv,
+        activation=activation,
+    )
+
+
+def vgg19(**options) -> VGG:
+    """Makes the 16-convolution net, with the options of ``vgg16``."""
+    return vgg16(blocks=(2, 2, 4, 4, 4), **options)

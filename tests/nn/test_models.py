@@ -8,6 +8,9 @@ import pytest
 from jaxml import nn
 from jaxml.core.tree import to_paths
 
+# Of the blocks of another, and several times as deep.
+SLOW = ("resnet101", "wide_resnet28", "wide_resnet34")
+
 
 def _shapes(model, *shape):
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
@@ -34,6 +37,16 @@ def test_vgg16_has_the_parameters_of_the_closed_form():
     n = sum(9 * a * b + 2 * b for a, b in zip([3, *widths], widths, strict=False))
     n += 2 * (512 * 512 + 512) + 512 * 10 + 10
     assert _count(nn.vgg16(n_classes=10), 1, 32, 32, 3) == n
+
+
+def test_vgg19_with_the_wide_classifier_has_the_parameters_of_torchvisions():
+    model = nn.vgg19(n_classes=1000, norm="none").clone(dense=(4096, 4096))
+    assert _count(model, 1, 224, 224, 3) == 143_667_240
+
+
+def test_resnet18_for_small_images_has_the_parameters_usually_quoted():
+    model = nn.build("resnet18_cifar", width=1, n_classes=10)
+    assert _count(model, 1, 32, 32, 3) == 11_173_962
 
 
 @pytest.mark.parametrize(
@@ -94,7 +107,7 @@ def test_widths_are_free_in_every_layer():
     assert shapes["params/Dense_1/kernel"] == (6, 5)
 
 
-@pytest.mark.parametrize("name", ["convnet", "resnet20", "vgg16"])
+@pytest.mark.parametrize("name", ["convnet", "resnet20", "vgg16", "resnet32_preact"])
 @pytest.mark.parametrize("norm", nn.NORMS)
 def test_a_norm_with_a_bias_replaces_that_of_the_convolution(name, norm):
     model = nn.build(name, width=0.25, n_classes=10, norm=norm, groups=2)
@@ -104,8 +117,10 @@ def test_a_norm_with_a_bias_replaces_that_of_the_convolution(name, norm):
     assert any(path.startswith("batch_stats") for path in shapes) == (norm == "batch")
 
 
-# The 101-layer net has the blocks of the 50-layer one and takes minutes to compile.
-@pytest.mark.parametrize("name", [name for name in nn.MODELS if name != "resnet101"])
+# Deep nets take long to compile: one of each kind of block that has both convolutions.
+@pytest.mark.parametrize(
+    "name", ["mlp", "convnet", "resnet20", "vgg16", "wide_resnet16", "resnet18", "resnet50"]
+)
 def test_apply_gives_float32_logits_and_patches_fit_the_same_checkpoint(name):
     width = 8 if name == "mlp" else 0.125
     rng = np.random.default_rng(0)
@@ -121,6 +136,41 @@ def test_apply_gives_float32_logits_and_patches_fit_the_same_checkpoint(name):
     assert np.std(logits) > 0
     other = nn.build(name, width=width, n_classes=10, norm="batch", conv="patches")
     np.testing.assert_allclose(jax.jit(other.apply)(variables, x), logits, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [m for m in nn.MODELS if m not in SLOW])
+def test_every_model_has_one_output_in_both_modes(name):
+    width = 8 if name == "mlp" else 0.125
+    model = nn.build(name, width=width, n_classes=1, norm="batch", patch=2, depth=2)
+    x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+
+    def train(variables, x):
+        return model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    logits, mutated = jax.eval_shape(train, variables, x)
+    assert logits == jax.eval_shape(model.apply, variables, x)
+    assert logits.shape == (2, 1)
+    assert mutated == {key: value for key, value in variables.items() if key != "params"}
+    assert bool(mutated) == (name not in ("mlp", "convnext", "vit"))
+
+
+def test_the_activation_asked_for_is_the_only_one():
+    x = jnp.ones((1, 4, 4, 1))
+    for name in nn.MODELS:
+        for activation, function in nn.ACTIVATIONS.items():
+            model = nn.build(name, width=1, n_classes=1, activation=activation)
+            assert model.activation is function
+    for model in (
+        nn.ResNet(1, (4, 8), (1, 1), activation=jnp.sin),
+        nn.ResNet(1, (4, 8), (1, 1), bottleneck=True, activation=jnp.sin),
+        nn.VGG(1, (4,), (1,), (4,), activation=jnp.sin),
+        nn.PreactResNet(1, (4, 8), (1, 1), activation=jnp.sin),
+    ):
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        jaxpr = str(jax.make_jaxpr(model.apply)(variables, x))
+        assert " sin " in jaxpr
+        assert "relu" not in jaxpr
 
 
 def test_only_training_mode_touches_batch_statistics():
@@ -140,6 +190,9 @@ def test_build_scales_widths():
     assert nn.build("convnet", width=2, n_classes=3).features == (32, 64, 128)
     assert nn.build("resnet20", width=0.5, n_classes=3).widths == (8, 16, 32)
     assert nn.build("vgg16", width=0.5, n_classes=3).dense == (256, 256)
+    assert nn.build("wide_resnet28", width=5, n_classes=3).widths == (80, 160, 320)
+    assert nn.build("convnext", width=0.5, n_classes=3).dims == (48, 96, 192, 384)
+    assert nn.build("vit", width=0.5, n_classes=3).hidden == (1536,) * 12
 
 
 @pytest.mark.parametrize(
@@ -148,7 +201,10 @@ def test_build_scales_widths():
         ({"name": "resnet"}, "name must be one of mlp, .*, resnet101; got 'resnet'"),
         ({"norm": "bn"}, "norm must be one of .*'bn'"),
         ({"conv": "fft"}, "conv must be one of .*'fft'"),
-        ({"width": 0}, "must be positive, got 0"),
+        ({"activation": "tanh"}, "activation must be one of None, relu, .*'tanh'"),
+        ({"width": 0}, "width must be positive, got 0"),
+        ({"patch": 0}, "patch must be positive, got 0"),
+        ({"depth": 0}, "depth must be positive, got 0"),
     ],
 )
 def test_build_names_what_is_wrong(options, message):
