@@ -121,6 +121,64 @@ def panels(
     return figure
 
 
+def image_grid(
+    rows: Mapping[str, np.ndarray],
+    *,
+    title: str = "",
+    labels: Mapping[str, Sequence[str]] | None = None,
+    size: float = 0.8,
+):
+    """Draws images in rows, pixels as they are.
+
+    Args:
+      rows: ``{row label: images}``, each ``[k, h, w]`` or ``[k, h, w, c]`` with 1 or 3 channels, in
+        [0, 1]; rows may differ in length.
+      title: text above the grid.
+      labels: ``{row label: k texts}``, printed above the images of that row.
+      size: side of an image in inches.
+
+    Returns:
+      A ``matplotlib.figure.Figure``.
+
+    Raises:
+      ValueError: no row, or images of another shape.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if not rows:
+        raise ValueError("rows must hold at least one entry, got none")
+    shown = {}
+    for name, images in rows.items():
+        images = np.asarray(images, float)
+        if images.ndim == 4 and images.shape[-1] == 1:
+            images = images[..., 0]
+        if images.ndim not in (3, 4) or not len(images) or images.shape[3:] not in ((), (3,)):
+            raise ValueError(
+                f"row {name!r} must hold images [k, h, w] or [k, h, w, 1 or 3], got shape "
+                f"{np.shape(rows[name])}"
+            )
+        shown[name] = images
+    n_columns = max(map(len, shown.values()))
+    with matplotlib.rc_context(fname=STYLE):
+        figure = Figure(figsize=(size * n_columns + 1.2, size * len(shown) + 0.5))
+        figure.set_layout_engine("constrained")
+        grid = figure.subplots(len(shown), n_columns, squeeze=False)
+        for axes_row, (name, images) in zip(grid, shown.items(), strict=True):
+            for i, axes in enumerate(axes_row):
+                axes.set(xticks=[], yticks=[])
+                axes.grid(False)
+                axes.spines[:].set_visible(False)
+                if i < len(images):
+                    axes.imshow(images[i], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                    if labels and name in labels:
+                        axes.set_title(labels[name][i], fontsize="x-small")
+            axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        figure.suptitle(title)
+    figure._repr_png_ = functools.partial(to_png, figure)
+    return figure
+
+
 def to_png(figure) -> bytes:
     """Renders a matplotlib figure, ours or any other, to the bytes of a PNG file."""
     import matplotlib

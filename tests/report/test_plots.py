@@ -90,3 +90,24 @@ def test_bad_series(series, words):
 def test_no_panel():
     with pytest.raises(ValueError, match="at least one entry"):
         report.panels({}, xlabel="x", ylabel="y")
+
+
+def test_a_grid_shows_every_pixel_as_it_is():
+    grey, colour = np.random.default_rng(0).uniform(size=(2, 3, 4, 5, 3))
+    figure = report.image_grid(
+        {"one": grey[..., :1], "two": colour[:2]}, labels={"two": ["first", "second"]}, title="All"
+    )
+    shown = [[image.get_array() for image in axes.get_images()] for axes in figure.axes]
+    assert [len(images) for images in shown] == [1, 1, 1, 1, 1, 0]
+    for i in range(3):
+        np.testing.assert_array_equal(shown[i][0], grey[i, ..., 0])
+    for i in range(2):
+        np.testing.assert_array_equal(shown[3 + i][0], colour[i])
+    assert [axes.get_title(loc="left") for axes in figure.axes[3:]] == ["first", "second", ""]
+    assert [figure.axes[i].get_ylabel() for i in (0, 3)] == ["one", "two"]
+    assert report.to_png(figure).startswith(b"\x89PNG")
+    for bad in (np.zeros((0, 4, 4)), np.zeros((4, 4)), np.zeros((2, 4, 4, 2))):
+        with pytest.raises(ValueError, match="row 'bad' must hold images"):
+            report.image_grid({"bad": bad})
+    with pytest.raises(ValueError, match="rows must hold at least one entry"):
+        report.image_grid({})
