@@ -12,6 +12,7 @@ __all__ = [
     "Literal",
     "Site",
     "Var",
+    "apply_equation",
     "called_jaxpr",
     "replay",
     "scan_counts",
@@ -42,6 +43,12 @@ def called_jaxpr(eqn: JaxprEqn) -> ClosedJaxpr | None:
     body = eqn.params.get(_CALLS.get(eqn.primitive.name, ""))
     # remat carries an open jaxpr, up to jax 0.11.
     return body if body is None or hasattr(body, "jaxpr") else ClosedJaxpr(body, ())
+
+
+def apply_equation(eqn: JaxprEqn, inputs: Iterable[jax.Array]) -> list[jax.Array]:
+    """Computes one equation's outputs from its inputs."""
+    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return outputs if eqn.primitive.multiple_results else [outputs]
 
 
 def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
@@ -103,10 +110,7 @@ def replay(
                 outputs, more = run_scan(eqn, inputs, inner)
                 found |= more
             else:
-                params = eqn.primitive.get_bind_params(eqn.params)
-                outputs = eqn.primitive.bind(*inputs, **params)
-                if not eqn.primitive.multiple_results:
-                    outputs = [outputs]
+                outputs = apply_equation(eqn, inputs)
             bind(eqn.outvars, outputs)
         return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars], found
 
