@@ -29,6 +29,25 @@ def check(config) -> None:
             raise FileNotFoundError(f"{name}: there is no file {config[name]}")
 
 
+def given_module(config) -> Any:
+    """Makes the Flax module that ``config.module`` names as ``"package.module:Class"``.
+
+    Raises:
+      ValueError: no such module, or ``config.module_kwargs`` that it does not take.
+    """
+    package, _, name = config.module.partition(":")
+    try:
+        factory = getattr(importlib.import_module(package), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"module: cannot find {config.module!r}: {error}") from error
+    try:
+        kwargs = json.loads(config.module_kwargs or "{}")
+        # A module has to be hashable, as jit's static arguments are.
+        return factory(**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"module_kwargs: {config.module_kwargs!r}: {error}") from error
+
+
 def load(config, dataset) -> tuple[Any, list[dict]]:
     """Loads ``checkpoint_a`` and ``checkpoint_b``.
 
@@ -48,19 +67,7 @@ def load(config, dataset) -> tuple[Any, list[dict]]:
 
     paths = (config.checkpoint_a, config.checkpoint_b)
     if config.module:
-        package, _, name = config.module.partition(":")
-        try:
-            factory = getattr(importlib.import_module(package), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"module: cannot find {config.module!r}: {error}") from error
-        try:
-            kwargs = json.loads(config.module_kwargs or "{}")
-            # A module has to be hashable, as jit's static arguments are.
-            model = factory(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()}
-            )
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"module_kwargs: {config.module_kwargs!r}: {error}") from error
+        model = given_module(config)
     else:
         saved = artifacts.load_metadata(paths[0]).get("model")
         if saved is None:
