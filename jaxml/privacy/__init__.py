@@ -1,0 +1,66 @@
+"""Differentially private least squares, its peers and its audit."""
+
+from jaxml.privacy.audit import AuditResult, audit_epsilon, pass_table_excess, reflected_pair
+from jaxml.privacy.baselines import BaselineResult, adassp, dp_gd, ols, tukey_em
+from jaxml.privacy.estimator import PrivateLinearRegression
+from jaxml.privacy.mechanisms import (
+    chi_square_bound,
+    entropy_key,
+    gaussian_scale,
+    ptr_pass_probs,
+)
+from jaxml.privacy.private_ols import (
+    FAIL,
+    PASS,
+    Bounds,
+    Diagnostics,
+    ISSPConstants,
+    LeverageLevels,
+    PrivateOLSResult,
+    WeightedOLS,
+    bounds_nonprivate,
+    budget_ledger,
+    gaussian_bounds,
+    issp_constants,
+    level_score,
+    level_weights,
+    leverage_levels,
+    predicted_error,
+    private_ols,
+    weighted_ols,
+)
+
+__all__ = [
+    "FAIL",
+    "PASS",
+    "AuditResult",
+    "BaselineResult",
+    "Bounds",
+    "Diagnostics",
+    "ISSPConstants",
+    "LeverageLevels",
+    "PrivateLinearRegression",
+    "PrivateOLSResult",
+    "WeightedOLS",
+    "adassp",
+    "audit_epsilon",
+    "bounds_nonprivate",
+    "budget_ledger",
+    "chi_square_bound",
+    "dp_gd",
+    "entropy_key",
+    "gaussian_bounds",
+    "gaussian_scale",
+    "issp_constants",
+    "level_score",
+    "level_weights",
+    "leverage_levels",
+    "ols",
+    "pass_table_excess",
+    "predicted_error",
+    "private_ols",
+    "ptr_pass_probs",
+    "reflected_pair",
+    "tukey_em",
+    "weighted_ols",
+]
