@@ -1,0 +1,1 @@
+"""Backdoor audits of training pipelines, and defences."""
