@@ -20,6 +20,8 @@ setup(
         "numpy>=2.0",
         "scipy>=1.15",
         "jaxtyping>=0.3",
+        # It asks for TensorFlow, which nothing here imports: the README has the slim install.
+        "neural-tangents>=0.6.5",
         "scikit-learn>=1.6",
         # tfds reads prepared sets without TensorFlow through array_record.
         "tensorflow-datasets>=4.9.9",
@@ -37,11 +39,13 @@ setup(
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "onnx": ["onnx>=1.23"],
         "test": [
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "chex>=0.1.90",
             "hypothesis>=6.100",
+            "onnx>=1.23",
             "ruff>=0.9",
         ],
     },

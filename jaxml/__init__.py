@@ -6,7 +6,10 @@ Subpackages load on first use, so ``import jaxml`` itself imports nothing heavy.
 import importlib
 
 __version__ = "0.1.0"
-_SUBPACKAGES = ("core", "compat", "data", "io", "merging", "nn", "report", "train")
+_SUBPACKAGES = (
+    "core", "compat", "data", "io", "nn", "train", "ntk",
+    "merging", "backdoor", "verify", "privacy", "report",
+)  # fmt: skip
 __all__ = [*_SUBPACKAGES]
 
 

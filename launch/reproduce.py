@@ -20,6 +20,9 @@ from launch import _app, _devices, _flags, _workdir
 PAPERS = {
     "git_rebasin": "Git Re-Basin: merging models modulo permutation symmetries",
     "pleas": "PLeaS: merging models with permutations and least squares",
+    "ntba": "NTBA: few-shot backdoor audits through the neural tangent kernel",
+    "zonodual": "ZonoDual: certified bounds for ReLU networks",
+    "private_ols": "Private least squares: an error that does not depend on the condition number",
 }
 
 
@@ -36,7 +39,11 @@ def main(argv: Sequence[str]) -> int:
         values = _flags.common_flags("out")
         flags.DEFINE_list("only", None, "papers to run, all by default", flag_values=values)
         flags.DEFINE_enum(
-            "scale", "tiny", ["tiny", "digits"], "which config of each paper", flag_values=values
+            "scale",
+            "tiny",
+            ["tiny", "digits"],
+            "which config of each paper (digits, or what takes its place)",
+            flag_values=values,
         )
         flags.DEFINE_boolean("list", False, "print the papers and stop", flag_values=values)
         for argument in _flags.parse(values, argv):
@@ -71,11 +78,18 @@ def _studies(values: flags.FlagValues, workdir: pathlib.Path) -> list[_app.Study
         if paper not in PAPERS:
             near = _flags.did_you_mean(paper, PAPERS) or f"; there are {', '.join(PAPERS)}"
             raise _flags.UserError(f"--only: there is no paper {paper!r}{near}")
-        config, label = _flags.load_config(paper, values.scale)
+        config, label = _flags.load_config(paper, _config_name(paper, values.scale))
         command = _app.command(paper, label, values)
         study = _app.Study(paper, PAPERS[paper], config, label, command, workdir / paper)
         studies.append(study)
     return studies
+
+
+def _config_name(paper: str, scale: str) -> str:
+    """Returns the name of a paper's config; a paper without digits has another small set."""
+    names = [path.stem for path in _flags.config_files(paper)]
+    others = [name for name in names if name not in ("tiny", "paper")]
+    return scale if scale in names or not others else others[0]
 
 
 def _run(study: _app.Study, values: flags.FlagValues, mesh) -> str:
