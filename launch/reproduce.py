@@ -21,6 +21,7 @@ PAPERS = {
     "git_rebasin": "Git Re-Basin: merging models modulo permutation symmetries",
     "pleas": "PLeaS: merging models with permutations and least squares",
     "ntba": "NTBA: few-shot backdoor audits through the neural tangent kernel",
+    "flip": "FLIP: how few wrong labels backdoor a training pipeline",
     "zonodual": "ZonoDual: certified bounds for ReLU networks",
     "private_ols": "Private least squares: an error that does not depend on the condition number",
 }
