@@ -10,6 +10,8 @@ Paper:     Jordan, Hayase, Dimakis & Oh, Zonotope Domains for Lagrangian Neural 
   cifar_sgd     convs 16@4s2, 32@4s2, dense 100              CIFAR-10, 5/255  plain
   cifar_madry   convs 16@4s2, 32@4s2, dense 100              CIFAR-10, 5/255  attacked within 5/255
 
+Expected:  the paper's figures were not at hand. What to look for is the order of the tiny card:
+           CROWN, the LP, ZD-2D, ZD-MIP.
 Hardware:  one 80 GB accelerator, and CPU cores for ZD-MIP and certificates. Not run here: these
            cards state the paper's set-up, not what was measured.
 Data:      python -m launch.prepare_data --name=mnist (or cifar10)
