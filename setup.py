@@ -40,6 +40,7 @@ setup(
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "onnx": ["onnx>=1.23"],
+        "flower": ["flwr>=1.42"],
         "test": [
             "pytest>=8.0",
             "pytest-xdist>=3.6",

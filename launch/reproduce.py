@@ -22,6 +22,7 @@ PAPERS = {
     "pleas": "PLeaS: merging models with permutations and least squares",
     "ntba": "NTBA: few-shot backdoor audits through the neural tangent kernel",
     "flip": "FLIP: how few wrong labels backdoor a training pipeline",
+    "shadow": "Shadow learning: a federated backdoor defence that survives continual training",
     "zonodual": "ZonoDual: certified bounds for ReLU networks",
     "private_ols": "Private least squares: an error that does not depend on the condition number",
 }
