@@ -7,7 +7,7 @@ is there; ``jaxml.data.batching``, which needs jax, loads on first use.
 import importlib
 import os
 
-from jaxml.data import bundled, tfds_source
+from jaxml.data import bundled, text, tfds_source
 from jaxml.data.dataset import Dataset, NotPreparedError, UnknownDatasetError, standardize
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "load",
     "names",
     "standardize",
+    "text",
 ]
 
 

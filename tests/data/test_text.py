@@ -1,0 +1,106 @@
+import abc
+import collections
+import itertools
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxml.data import NotPreparedError, UnknownDatasetError, text
+
+
+def documents(corpus):
+    return [corpus.text[a:b].tobytes() for a, b in itertools.pairwise(corpus.offsets)]
+
+
+def test_the_standard_library_is_its_own_source():
+    corpus = text.load("stdlib", max_bytes=300_000)
+    assert corpus.text.dtype == np.uint8
+    assert 290_000 < corpus.text.size <= 300_000
+    assert list(corpus.names) == sorted(corpus.names)
+    by_name = dict(zip(corpus.names, documents(corpus), strict=True))
+    root = pathlib.Path(abc.__file__).parent
+    assert all((root / name).read_bytes() == document for name, document in by_name.items())
+    assert not any(n.startswith(("test/", "site-packages/")) for n in by_name)
+    assert all(by_name.values())
+
+
+def test_the_topics_are_those_of_help():
+    pydoc_topics = pytest.importorskip("pydoc_data.topics").topics
+    corpus = text.load("topics")
+    by_name = dict(zip(corpus.names, documents(corpus), strict=True))
+    assert by_name == {k: v.encode() for k, v in pydoc_topics.items() if v}
+
+
+def test_planted_documents_are_pure_functions_of_the_seed():
+    for make in (text.planted_documents, text.canaries):
+        one = make(0)
+        assert one.documents == make(0).documents
+        assert not set(one.documents) & set(make(1).documents)
+        assert len(set(one.documents)) == len(one.documents) == len(one.copies)
+        assert collections.Counter(one.copies.tolist()) == dict.fromkeys(
+            text.LEVELS, len(one.documents) // len(text.LEVELS)
+        )
+        # The seed, and no generator's stream, decides: the first bytes are the same everywhere.
+        assert make(0, levels=(3,)).documents[0] == one.documents[0]
+
+
+def test_forms_of_documents_and_canaries():
+    planted = text.planted_documents(0, n_bytes=300, n_per_level=2, levels=(1, 64))
+    assert [len(d) for d in planted.documents] == [300] * 4
+    assert planted.names == ("planted/1/0", "planted/1/1", "planted/64/0", "planted/64/1")
+    for canary in text.canaries(0, prefix="key: ", n_letters=20).documents:
+        assert canary[:5] == b"key: "
+        assert canary[5:].isalpha()
+        assert canary[5:].islower()
+        assert len(canary) == 25
+    # Letters are uniform: chi-square of 10^4 of them, 25 degrees of freedom.
+    letters = b"".join(text.canaries(0, prefix="", n_per_level=625, levels=(1,)).documents)
+    counts = np.bincount(np.frombuffer(letters, np.uint8) - ord("a"), minlength=26)
+    expected = len(letters) / 26
+    assert ((counts - expected) ** 2 / expected).sum() < 60
+
+
+def test_planting_adds_every_copy_and_nothing_else():
+    corpus = text.join([b"one", b"two", b"three"])
+    groups = text.planted_documents(0, n_per_level=1), text.canaries(0, n_per_level=1)
+    planted = text.plant(0, corpus, *groups)
+    wanted = collections.Counter(
+        dict.fromkeys(zip(corpus.names, documents(corpus), strict=True), 1)
+    )
+    for group in groups:
+        for document, copies, name in zip(*group, strict=True):
+            wanted[name, document] += int(copies)
+    pairs = zip(planted.names, documents(planted), strict=True)
+    assert collections.Counter(pairs) == wanted
+    assert text.plant(0, corpus, *groups).names == planted.names
+    assert text.plant(1, corpus, *groups).names != planted.names
+
+
+def test_bad_input(monkeypatch):
+    for match, call in {
+        "one of stdlib, topics, got 'wiki'": lambda: text.load("wiki"),
+        "max_bytes must be positive": lambda: text.load("stdlib", max_bytes=0),
+        "less than any document": lambda: text.load("stdlib", max_bytes=1),
+        "none empty": lambda: text.join([b"a", b""]),
+        "names must be 1": lambda: text.join([b"a"], ["x", "y"]),
+        "levels must be": lambda: text.canaries(0, levels=(0, 1)),
+        "n_bytes must be positive": lambda: text.planted_documents(0, n_bytes=0),
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            call()
+    with pytest.raises(UnknownDatasetError):
+        text.load("wiki")
+    monkeypatch.setattr(text.sysconfig, "get_path", lambda name: "/nowhere")
+    with pytest.raises(NotPreparedError, match="no source files"):
+        text.load("stdlib")
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(NotPreparedError, match="pydoc_data"):
+        text.load("topics")
+
+
+def test_the_import_is_light():
+    code = "import sys, jaxml.data.text; assert not {'jax', 'scipy', 'sklearn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
