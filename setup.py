@@ -41,6 +41,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "onnx": ["onnx>=1.23"],
         "flower": ["flwr>=1.42"],
+        "extraction": ["pydivsufsort>=0.0.20"],
         "test": [
             "pytest>=8.0",
             "pytest-xdist>=3.6",
