@@ -111,6 +111,7 @@ def test_a_finished_run_is_read_and_not_computed_again(finished):
     assert again.tables == result.tables and not events
 
 
+@pytest.mark.heavy
 def test_other_modes_triggers_and_modules_run():
     kwargs = json.dumps({"features": [8], "n_classes": 1})
     changes = {"queries": "leave_one_out", "trigger": "patch", "solver": "adam", "n_poisons": (1,)}

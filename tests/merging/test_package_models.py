@@ -62,8 +62,26 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("conv", CONVS)
-@pytest.mark.parametrize(("name", "norm"), MODELS)
+# Deep networks take long to compile: the other combinations are heavy.
+USUAL = {
+    ("resnet20", "layer", "patches"),
+    ("resnet20", "batch", "lax"),
+    ("resnet20", "group", "lax"),
+    ("vgg16", "layer", "lax"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "conv"),
+    [
+        pytest.param(
+            *model, conv, id="-".join((*model, conv)),
+            marks=[] if model[0] == "convnet" or (*model, conv) in USUAL else pytest.mark.heavy,
+        )
+        for model in MODELS
+        for conv in CONVS
+    ],
+)  # fmt: skip
 def test_moving_any_group_keeps_the_function(name, norm, conv):
     model, shapes, x, spec = derive(name, norm, conv)
     assert spec.groups and not spec.unknown_primitives

@@ -67,7 +67,7 @@ def test_every_implementation_contracts_the_jacobian(network, cases):
 def test_blocks_and_devices_do_not_matter(implementation):
     apply, params, shape = mlp()
     x1, x2 = normal(5, 7, *shape), normal(6, 5, *shape)
-    cases = [(1, None), (3, None), (4, None), (9, None), (None, make_mesh()), (2, make_mesh())]
+    cases = [(3, None), (9, None), (2, make_mesh())]
 
     @jax.jit
     def kernels(params, x1, x2):
