@@ -10,7 +10,7 @@ Expected:  paper: 1000 flips (2 %) give PTA 99.4 and cost 1.8 points of clean ac
            softFLIP 53, 32, 8 for alpha 0, 0.4, 0.8. Single users lie far apart (27 to 85 for FLIP
            at 2 %). The settings were chosen on data seeds 11 to 13.
 Hardware:  2 CPU cores.
-Time:      70 seconds.
+Time:      45 seconds.
 Command:   python -m launch.flip --config=tiny --workdir=out/flip
 """
 

@@ -8,7 +8,7 @@ Expected:  paper: 90 % attack success with about a tenth of the poisons that sam
            and 76 %; one: 20, 15, 9 and 8 %, where the kernel says 96 % for NTBA. Clean accuracy
            stays at 99 to 100 %.
 Hardware:  2 CPU cores.
-Time:      90 seconds.
+Time:      100 seconds.
 Command:   python -m launch.ntba --config=tiny --workdir=out/ntba
 """
 

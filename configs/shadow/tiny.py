@@ -10,7 +10,7 @@ Expected:  paper, second-hand: success below 0.1 for shadow learning, about 1 fo
            that were tried, on seeds of their own, it is the one where the filter leaks slowly and
            stopping early pays. The others are in digits.py, with what does not hold there.
 Hardware:  2 CPU cores.
-Time:      80 CPU seconds, half of them compiling.
+Time:      50 seconds.
 Command:   python -m launch.shadow --config=tiny --workdir=out/shadow
 """
 

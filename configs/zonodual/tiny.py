@@ -7,7 +7,7 @@ Expected:  paper: tighter than the linear-programming relaxation, in less time. 
            in less than half of the LP's time. Margins certified at radius 0.12: 51 of 135, CROWN
            43; over six networks 1.10 to 1.21 times as many, for the gain lifts few over 0.
 Hardware:  2 CPU cores.
-Time:      60 seconds.
+Time:      25 seconds.
 Command:   python -m launch.zonodual --config=tiny --workdir=out/zonodual
 """
 
