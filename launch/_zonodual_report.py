@@ -168,7 +168,7 @@ def claims(config, bounded: Rows, swept: Rows) -> list[report.Claim]:
         seconds = {m: _values(bounded, m, "seconds") for m in ("lp", "zd2d")}
         ratio = np.median(seconds["zd2d"]) / np.median(seconds["lp"])
         add(
-            "ZD-2D takes less time than the LP (HiGHS): the ascent against the solver",
+            "Time of ZD-2D against the LP (HiGHS): the ascent against the solver",
             "less time than the LP (Gurobi; GPU; figures not at hand)",
             f"{np.median(seconds['zd2d']):.2g} s, median: {ratio:.2g} of the LP's",
             f"{config.bounds.zd_seconds_over_lp_seconds:g} of the LP's, "
