@@ -170,6 +170,83 @@ def planted_documents(
     return _at_levels("planted", levels, n_per_level, write)
 
 
+def pieces(seed: int, corpus: Corpus, *, n_bytes: int) -> Corpus:
+    """Takes one random piece of each document, so that a small corpus has many kinds of text.
+
+    Args:
+      seed: of the pieces and of their order.
+      corpus: left unchanged.
+      n_bytes: of a piece, cut off at ends of lines; shorter documents are left out.
+
+    Returns:
+      Pieces in random order, with the names of their documents.
+
+    Raises:
+      ValueError: every document is too short.
+    """
+    if n_bytes < 1:
+        raise ValueError(f"n_bytes must be positive, got {n_bytes}")
+    long = [
+        (name, int(start), int(end))
+        for name, (start, end) in zip(corpus.names, itertools.pairwise(corpus.offsets), strict=True)
+        if end - start >= n_bytes
+    ]
+    if not long:
+        raise ValueError(f"n_bytes={n_bytes} is more than any document has")
+    names, documents = [], []
+    draws = _words(f"pieces/{seed}", 2 * len(long)).reshape(-1, 2)
+    for i in np.argsort(draws[:, 0], kind="stable"):
+        name, start, end = long[i]
+        first = start + int(draws[i, 1] % np.uint64(end - start - n_bytes + 1))
+        piece = corpus.text[first : first + n_bytes].tobytes()
+        if first > start:  # it begins inside a line
+            piece = piece[piece.find(b"\n") + 1 :]
+        piece = piece[: piece.rfind(b"\n") + 1] or piece
+        if piece:
+            names.append(name)
+            documents.append(piece)
+    return join(documents, names)
+
+
+def excerpts(
+    seed: int,
+    corpus: Corpus,
+    *,
+    n_per_level: int = 8,
+    levels: Sequence[int] = LEVELS,
+    n_bytes: int = 256,
+) -> Planted:
+    """Takes pieces that occur once in a corpus, to be planted as its duplicated documents.
+
+    They read like the rest of it, so a model comes upon them by itself. No 64 bytes of an excerpt,
+    counted from its start, stand anywhere else in the corpus.
+
+    Args:
+      seed: as of ``pieces``.
+      corpus: left unchanged; the excerpts' documents should not be trained on.
+      n_per_level: excerpts of each level.
+      levels: numbers of copies.
+      n_bytes: length of an excerpt, before it is cut to whole lines.
+
+    Raises:
+      ValueError: no level, a level or a size below 1, or a corpus with too few documents.
+    """
+    _check_levels(levels, n_per_level=n_per_level, n_bytes=n_bytes)
+    found, whole = [], corpus.text.tobytes()
+    candidates = pieces(seed, corpus, n_bytes=n_bytes)
+    for start, end in itertools.pairwise(candidates.offsets):
+        piece = candidates.text[start:end].tobytes()
+        parts = [piece[i : i + 64] for i in range(0, len(piece), 64)]
+        if 2 * len(piece) >= n_bytes and all(whole.count(part) == 1 for part in parts):
+            found.append(piece)
+        if len(found) == len(levels) * n_per_level:
+            return _at_levels("excerpt", levels, n_per_level, found.__getitem__)
+    raise ValueError(
+        f"corpus must have {len(levels) * n_per_level} pieces of {n_bytes} bytes that occur once, "
+        f"it has {len(found)}"
+    )
+
+
 def canaries(
     seed: int,
     *,

@@ -22,6 +22,8 @@ from jaxml.language.estimators import (
     mark_recapture,
     sequential_good_turing,
 )
+from jaxml.language.generate import Model, generate, token_nll
+from jaxml.language.packing import copy_documents, pack_rows
 from jaxml.language.stream import StreamMatch, document_blocks, file_blocks, match_stream
 from jaxml.language.suffix_array import (
     SuffixIndex,
@@ -44,6 +46,7 @@ __all__ = [
     "Documents",
     "Found",
     "Interval",
+    "Model",
     "StreamMatch",
     "SuffixIndex",
     "WindowIndex",
@@ -53,12 +56,14 @@ __all__ = [
     "build_window_index",
     "chao1",
     "contains",
+    "copy_documents",
     "count_occurrences",
     "document_blocks",
     "file_blocks",
     "find_windows",
     "frequencies",
     "from_offsets",
+    "generate",
     "good_toulmin",
     "good_turing_missing_mass",
     "join_documents",
@@ -66,6 +71,8 @@ __all__ = [
     "longest_match",
     "mark_recapture",
     "match_stream",
+    "pack_rows",
     "sequential_good_turing",
     "split_documents",
+    "token_nll",
 ]

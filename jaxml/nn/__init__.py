@@ -3,9 +3,22 @@
 from flax import linen
 
 from jaxml.nn.activation import ACTIVATIONS
+from jaxml.nn.clip import (
+    CLIP,
+    CLIP_MODELS,
+    BagOfWords,
+    CLIPBlock,
+    CLIPOutput,
+    TextTower,
+    VisionTower,
+    build_clip,
+    gelu_exact,
+    gelu_quick,
+)
 from jaxml.nn.conv import CONVS, Conv
 from jaxml.nn.convnet import ConvNet
 from jaxml.nn.convnext import ConvNeXt, ConvNeXtBlock, convnext_tiny
+from jaxml.nn.gpt import GPT, GPTBlock, KVCache
 from jaxml.nn.mlp import MLP
 from jaxml.nn.norm import NORMS, make_norm
 from jaxml.nn.preact import PreactBlock, PreactResNet, resnet32_preact, wide_resnet
@@ -39,24 +52,37 @@ MODELS = (
 
 __all__ = [
     "ACTIVATIONS",
+    "CLIP",
+    "CLIP_MODELS",
     "CONVS",
+    "GPT",
     "MLP",
     "MODELS",
     "NORMS",
     "VGG",
+    "BagOfWords",
     "BottleneckBlock",
+    "CLIPBlock",
+    "CLIPOutput",
     "Conv",
     "ConvNeXt",
     "ConvNeXtBlock",
     "ConvNet",
+    "GPTBlock",
+    "KVCache",
     "PreactBlock",
     "PreactResNet",
     "ResNet",
     "ResidualBlock",
+    "TextTower",
     "ViT",
     "ViTBlock",
+    "VisionTower",
     "build",
+    "build_clip",
     "convnext_tiny",
+    "gelu_exact",
+    "gelu_quick",
     "large_resnet",
     "make_norm",
     "resnet18_cifar",

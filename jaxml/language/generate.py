@@ -1,0 +1,153 @@
+"""Sampling from a language model, each row with a key of its own."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from jaxml.core.types import ApplyFn, Key, PyTree
+
+Model = nn.Module | ApplyFn
+"""A Flax module with ``decode`` and ``init_cache``, as ``jaxml.nn.GPT`` has; or any function
+``apply(variables, tokens [n, t]) -> logits [n, t, v]`` that is causal, at the cost of a full pass
+for each token."""
+
+
+def apply_fn(model: Model) -> ApplyFn:
+    """Returns the function ``apply(variables, tokens) -> logits`` of a model."""
+    return model.apply if isinstance(model, nn.Module) else model
+
+
+def generate(
+    keys: Key,
+    model: Model,
+    variables: PyTree,
+    prompts: Int[Array, "n p"],
+    *,
+    n_tokens: int,
+    top_k: int | None = 40,
+    temperature: float = 1.0,
+    banned: tuple[int, ...] = (),
+    batch_size: int = 128,
+    callback=None,
+) -> np.ndarray:
+    """Samples continuations; row ``i`` depends on ``keys[i]`` and ``prompts[i]`` only.
+
+    Token ``j`` of a row is drawn with ``fold_in(key, j)`` from the ``top_k`` largest logits over
+    the temperature. Rows run in blocks of exactly ``batch_size``, the last one padded, so a row
+    gives the same bits in any company; another ``batch_size`` may round logits otherwise.
+
+    Args:
+      keys: typed keys ``[n]``.
+      model: see ``Model``; hashable. One compilation for each model, shape and option.
+      variables: of the model.
+      prompts: ids ``[n, p]``, ``p >= 1``, of equal length; begin them as the model's documents do.
+      n_tokens: to be drawn for each row.
+      top_k: how many tokens are drawn from; None means all; 1 is greedy decoding.
+      temperature: of the softmax; 0 is greedy decoding.
+      banned: ids that are never drawn.
+      batch_size: rows of a block.
+      callback: ``callback(rows done)`` after each block.
+
+    Returns:
+      int32 ``[n, n_tokens]``, without the prompts.
+
+    Raises:
+      ValueError: no prompt, keys that are not one for each, or an option out of range.
+    """
+    prompts = np.asarray(prompts, np.int32)
+    if prompts.ndim != 2 or not prompts.size:
+        raise ValueError(f"prompts must be [n, p] with n, p >= 1, got shape {prompts.shape}")
+    n = len(prompts)
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != (n,):
+        raise ValueError(f"keys must be {n} typed keys, got {keys.dtype} {keys.shape}")
+    for name, value in (("n_tokens", n_tokens), ("batch_size", batch_size), ("top_k", top_k)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if not temperature >= 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    options = {"n_tokens": n_tokens, "top_k": 1 if temperature == 0 else top_k, "banned": banned}
+    out = []
+    for start in range(0, n, batch_size):
+        # Padding repeats the block's last row; what it gives is cut off.
+        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
+        block = _generate_block(
+            keys[rows], model, variables, prompts[rows], jnp.float32(temperature or 1), **options
+        )
+        out.append(np.asarray(block)[: n - start])
+        if callback is not None:
+            callback(min(start + batch_size, n))
+    return np.concatenate(out)
+
+
+@partial(jax.jit, static_argnames=("model", "n_tokens", "top_k", "banned"))
+def _generate_block(keys, model, variables, prompts, temperature, *, n_tokens, top_k, banned):
+    n, p = prompts.shape
+
+    def draw(j, logits):
+        logits = logits.astype(jnp.float32)
+        if banned:
+            logits = logits.at[:, jnp.asarray(banned)].set(-jnp.inf)
+        if top_k == 1:
+            return logits.argmax(-1).astype(jnp.int32)
+        tokens = None
+        if top_k is not None and top_k < logits.shape[-1]:
+            logits, tokens = jax.lax.top_k(logits, top_k)
+        row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, j)
+        picks = jax.vmap(jax.random.categorical)(row_keys, logits / temperature)
+        if tokens is not None:
+            picks = jnp.take_along_axis(tokens, picks[:, None], axis=1)[:, 0]
+        return picks.astype(jnp.int32)
+
+    steps = jnp.arange(n_tokens)
+    if hasattr(model, "decode"):
+        cache = model.init_cache(n, p + n_tokens)
+        logits, cache = model.apply(variables, prompts, cache, method="decode")
+        first = draw(0, logits[:, -1])
+
+        def step(carry, j):
+            cache, token = carry
+            logits, cache = model.apply(variables, token[:, None], cache, method="decode")
+            token = draw(j, logits[:, 0])
+            return (cache, token), token
+
+        _, tokens = jax.lax.scan(step, (cache, first), steps[1:])
+        return jnp.concatenate([first[None], tokens]).T
+
+    def naive_step(tokens, j):
+        # Causal: what stands behind the read position does not matter.
+        logits = apply_fn(model)(variables, tokens)
+        token = draw(j, logits[:, p + j - 1])
+        return tokens.at[:, p + j].set(token), token
+
+    tokens = jnp.concatenate([prompts, jnp.zeros((n, n_tokens), jnp.int32)], axis=1)
+    return jax.lax.scan(naive_step, tokens, steps)[1].T
+
+
+def token_nll(
+    model: Model, variables: PyTree, tokens: Int[Array, "n t"], *, batch_size: int = 64
+) -> Float[Array, "n t-1"]:
+    """Returns ``-log p(tokens[:, i + 1] | tokens[:, : i + 1])`` in nats, float32 ``[n, t - 1]``.
+
+    Raises:
+      ValueError: rows of fewer than two tokens.
+    """
+    tokens = np.asarray(tokens, np.int32)
+    if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
+        raise ValueError(f"tokens must be [n, t] with t >= 2, got shape {tokens.shape}")
+    out = []
+    for start in range(0, len(tokens), batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), len(tokens) - 1)
+        block = np.asarray(_nll_block(model, variables, tokens[rows]))
+        out.append(block[: len(tokens) - start])
+    return np.concatenate(out)
+
+
+@partial(jax.jit, static_argnames="model")
+def _nll_block(model, variables, tokens):
+    logits = apply_fn(model)(variables, tokens[:, :-1]).astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
