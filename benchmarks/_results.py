@@ -51,14 +51,19 @@ def _cpu_model() -> str:
     return name
 
 
-def write_section(name: str, text: str) -> None:
-    """Puts ``text`` between the markers of ``name`` in RESULTS.md, in place of what was there."""
+def write_section(name: str, text: str, *, on_top: bool = False) -> None:
+    """Puts ``text`` between the markers of ``name`` in RESULTS.md, in place of what was there.
+
+    A new section goes to the end, or under the title.
+    """
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     section = f"{begin}\n{text.strip()}\n{end}\n"
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else _TITLE
     before, found, rest = old.partition(begin)
     if found:
         new = before + section + rest.partition(f"{end}\n")[2]
+    elif on_top:
+        new = f"{_TITLE}\n{section}\n{old.removeprefix(_TITLE).lstrip()}"
     else:
         new = f"{old.rstrip()}\n\n{section}"
     RESULTS.write_text(new, encoding="utf-8")
