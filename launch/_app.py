@@ -133,7 +133,9 @@ def headline(study: Study, mesh) -> str:
 # The run and its report.
 
 
-def run_study(run: Callable[..., Result], study: Study, values: flags.FlagValues, mesh) -> Result:
+def run_study(
+    run: Callable[..., Result], study: Study, values: flags.FlagValues, mesh, *, prefix: str = ""
+) -> Result:
     """Runs a study in its workdir, shows its progress and writes its report.
 
     Args:
@@ -141,6 +143,7 @@ def run_study(run: Callable[..., Result], study: Study, values: flags.FlagValues
       study: what to run and where.
       values: the parsed common flags.
       mesh: the devices to run on.
+      prefix: begins every line of the progress.
 
     Returns:
       The result; a claim without a command has the study's.
@@ -159,7 +162,7 @@ def run_study(run: Callable[..., Result], study: Study, values: flags.FlagValues
     with contextlib.ExitStack() as stack:
         watchers = [stack.enter_context(_trace(values.profile_steps, study.workdir / "profile"))]
         if leader:
-            watchers.append(stack.enter_context(Progress()))
+            watchers.append(stack.enter_context(Progress(prefix=prefix)))
         writer = MetricsWriter(
             study.workdir / "metrics.jsonl" if leader else None,
             lambda event: [watch(event) for watch in watchers],

@@ -12,15 +12,17 @@ class Progress:
     counted from that first step, so neither compilation nor resumed steps distort them.
     """
 
-    def __init__(self, *, every: float = 5.0, file: TextIO | None = None):
+    def __init__(self, *, prefix: str = "", every: float = 5.0, file: TextIO | None = None):
         """Prepares the display.
 
         Args:
+          prefix: begins every line, for example how many runs are done of how many.
           every: seconds between two lines where the output is no terminal.
           file: where to write, standard error by default.
         """
         from rich.console import Console
 
+        self._prefix = prefix
         self._file = sys.stderr if file is None else file
         self._every = every
         self._console = Console(file=self._file)
@@ -52,7 +54,7 @@ class Progress:
         now = time.monotonic()
         step, n_steps = event["step"], event["n_steps"]
         ended = step is not None and step == n_steps
-        text = self._text(event, now)
+        text = self._prefix + self._text(event, now)
         if self._bar is None:
             if step is None or ended or now - self._printed >= self._every:
                 print(text, file=self._file, flush=True)

@@ -3,14 +3,15 @@
   python -m launch.reproduce --workdir=out
   python -m launch.reproduce --only=git_rebasin --scale=digits --workdir=out
 
-Each paper also has its own report in WORKDIR/PAPER. The exit code is 1 when a claim does not hold
-or a paper fails; the others run all the same.
+Each paper also has its own report in WORKDIR/PAPER. The exit code is 1 when a paper fails, or when
+a claim does not hold and the report gives no reason for it; the others run all the same.
 """
 
 import importlib
 import json
 import pathlib
 import sys
+import time
 from collections.abc import Sequence
 
 from absl import flags
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
       argv: program name and flags.
 
     Returns:
-      The exit code: 1 when a claim does not hold or a paper fails, else 0.
+      The exit code: 1 when a paper fails or a claim does not hold without a reason, else 0.
     """
     with _app.one_sentence("reproduce"), _app.interruptible("reproduce"):
         values = _flags.common_flags("out")
@@ -68,7 +69,16 @@ def main(argv: Sequence[str]) -> int:
         _devices.set_environment(values)
         _devices.join_processes(values)
         mesh = _devices.make_mesh(values)
-        failures = {study.paper: _run(study, values, mesh) for study in studies}
+        failures = {}
+        start = time.monotonic()
+        for i, study in enumerate(studies, start=1):
+            prefix = f"[{i}/{len(studies)}] "
+            if _devices.is_leader():
+                minutes, seconds = divmod(round(time.monotonic() - start), 60)
+                print(
+                    f"{prefix}after {minutes}:{seconds:02}", _app.headline(study, mesh), flush=True
+                )
+            failures[study.paper] = _run(study, values, mesh, prefix)
         if not _devices.is_leader():
             return 0
         return _report(studies, failures, workdir)
@@ -94,11 +104,8 @@ def _config_name(paper: str, scale: str) -> str:
     return scale if scale in names or not others else others[0]
 
 
-def _run(study: _app.Study, values: flags.FlagValues, mesh) -> str:
+def _run(study: _app.Study, values: flags.FlagValues, mesh, prefix: str) -> str:
     """Runs one paper and returns why it failed, or nothing."""
-    leader = _devices.is_leader()
-    if leader:
-        print(_app.headline(study, mesh), flush=True)
     if values.resume and (study.workdir / "claims.json").exists():
         return ""  # finished earlier, with this config: check_workdir has compared it
 
@@ -108,12 +115,12 @@ def _run(study: _app.Study, values: flags.FlagValues, mesh) -> str:
         return module.run(*args, **kwargs)
 
     try:
-        _app.run_study(run, study, values, mesh)
+        _app.run_study(run, study, values, mesh, prefix=prefix)
     except Exception as error:
         failure = _app.explain(error, study) or (
             f"{type(error).__name__}: {error} (traceback in {study.workdir / 'error.log'})"
         )
-        if leader:
+        if _devices.is_leader():
             print(f"{study.paper}: failed: {failure}", file=sys.stderr)
         return failure
     return ""
@@ -143,7 +150,7 @@ def _report(studies: Sequence[_app.Study], failures: dict[str, str], workdir: pa
     claims = [claim for section in sections for claim in section.claims]
     _app.print_claims(claims)
     print(page)
-    return int(any(failures.values()) or any(claim.holds is False for claim in claims))
+    return int(any(failures.values()) or any(claim.failed for claim in claims))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ class Claim(NamedTuple):
       spread: the spread over the seeds, for example ``"sd 0.02"``.
       holds: True or False; None when this scale cannot measure it.
       command: the command that repeats it; the launcher fills it in when empty.
+      reason: why the claim is known not to hold at this scale. Such a claim is shown with its
+        reason and counted as not holding, but it is no failure of the run.
     """
 
     claim: str
@@ -29,11 +31,18 @@ class Claim(NamedTuple):
     spread: str
     holds: bool | None
     command: str = ""
+    reason: str = ""
 
     @property
     def verdict(self) -> str:
-        """``"yes"``, ``"no"`` or ``"not measured at this scale"``."""
-        return {True: "yes", False: "no", None: "not measured at this scale"}[self.holds]
+        """``"yes"``, ``"no"``, ``"no, which is known"`` or ``"not measured at this scale"``."""
+        no = "no, which is known" if self.reason else "no"
+        return {True: "yes", False: no, None: "not measured at this scale"}[self.holds]
+
+    @property
+    def failed(self) -> bool:
+        """Whether it does not hold and nobody knows why."""
+        return self.holds is False and not self.reason
 
     def to_dict(self) -> dict[str, str | bool | None]:
         """Returns the claim as a dict that JSON can hold; ``Claim(**d)`` is the way back."""

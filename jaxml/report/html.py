@@ -108,14 +108,16 @@ def summary(claims: Sequence[Claim]) -> str:
     """Counts the verdicts in one sentence."""
     if not claims:
         return "No claim was measured."
+    known = sum(claim.holds is False and bool(claim.reason) for claim in claims)
+    of_them = f" ({known} of them for a known reason)" if known else ""
     said = []
-    for verdict, one, many in (
-        (True, "holds", "hold"),
-        (False, "does not hold", "do not hold"),
-        (None, "cannot be measured at this scale", "cannot be measured at this scale"),
+    for verdict, one, many, note in (
+        (True, "holds", "hold", ""),
+        (False, "does not hold", "do not hold", of_them),
+        (None, "cannot be measured at this scale", "cannot be measured at this scale", ""),
     ):
         if count := sum(claim.holds is verdict for claim in claims):
-            said.append(f"{count} {one if count == 1 else many}")
+            said.append(f"{count} {one if count == 1 else many}{note}")
     return f"{len(claims)} claim{'s' * (len(claims) > 1)}: {', '.join(said)}."
 
 
@@ -136,6 +138,8 @@ def _claims(claims: list[tuple[Section, Claim]], *, with_section: bool) -> str:
             *map(_text, (claim.paper_value, claim.value, claim.baseline)),
             _text(", ".join(part for part in (claim.seeds, claim.spread) if part)),
         )
+        known = claim.holds is False and claim.reason
+        reason = f'<p class="soft">{_text(claim.reason)}</p>' if known else ""
         kind = {True: "yes", False: "no", None: "unmeasured"}[claim.holds]
         tds = "".join(
             f'<td data-name="{_text(name)}">{cell}</td>'
@@ -144,7 +148,8 @@ def _claims(claims: list[tuple[Section, Claim]], *, with_section: bool) -> str:
         rows.append(
             f'<tr class="claim {kind}">{tds}'
             f'<td data-name="holds" class="verdict">{_text(claim.verdict)}</td></tr>\n'
-            f'<tr class="command"><td colspan="6"><code>{_text(claim.command)}</code></td></tr>'
+            f'<tr class="command"><td colspan="6">{reason}<code>{_text(claim.command)}</code>'
+            "</td></tr>"
         )
     return (
         f'<div class="scroll"><table class="claims">\n<thead><tr>{head}</tr></thead>\n<tbody>\n'

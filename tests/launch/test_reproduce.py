@@ -16,7 +16,7 @@ def papers(toy, monkeypatch):
     """Three stand-in papers: one good, one whose claim fails, one that raises."""
     calls = []
 
-    def study(name, holds, error=None):
+    def study(name, holds, error=None, reason=""):
         def run(key, config, *, workdir, writer, mesh):
             calls.append(name)
             writer.stage("all", 1)
@@ -24,6 +24,7 @@ def papers(toy, monkeypatch):
             if error is not None:
                 raise error
             claim = report.Claim(f"{name} is good", "Fig. 1", "1", "2", "3", "1", "", holds)
+            claim = claim._replace(reason=reason)
             figure = report.lines({"a": ([0, 1], [0, 1])}, xlabel="x", ylabel="y")
             return _app.Result([claim], {"t": [{"a": 1}]}, {"curve": figure}, [])
 
@@ -37,6 +38,7 @@ def papers(toy, monkeypatch):
     study("good", True)
     study("failing", False)
     study("raising", None, RuntimeError("a <bug>"))
+    study("known", False, reason="It is <too> small here.")
     titles = {"good": "Good & proper", "failing": "Failing", "raising": "Raising"}
     monkeypatch.setattr(reproduce, "PAPERS", titles)
     monkeypatch.setattr(_devices, "set_environment", lambda values: None)
@@ -72,6 +74,16 @@ def test_what_fails_gives_exit_code_one_and_stops_nobody(papers, capsys):
 @pytest.mark.parametrize("only", ["failing", "raising"])
 def test_either_failure_is_enough(papers, only):
     assert reproduce.main(["reproduce", f"--only={only}"]) == 1
+
+
+def test_a_claim_that_is_known_not_to_hold_is_shown_with_its_reason(papers, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "PAPERS", {"good": "Good", "known": "Known"})
+    assert reproduce.main(["reproduce"]) == 0
+    out, err = capsys.readouterr()
+    assert "[1/2] after 0:0" in out and "[2/2] all: 1/1" in err and "no, which is known" in out
+    page = pathlib.Path("out/report.html").read_text()
+    assert "1 holds, 1 does not hold (1 of them for a known reason)" in page
+    assert "It is &lt;too&gt; small here." in page
 
 
 def test_list_and_help(papers, capsys):

@@ -39,3 +39,12 @@ def test_a_bound_that_is_met_exactly_holds():
         paper="A paper", paper_value="5", seeds="3 pairs",
     )  # fmt: skip
     assert claim.holds is True
+
+
+def test_a_known_reason_is_no_failure():
+    claim = Claim("c", "p", "1", "2", "3", "4", "", False)
+    known = claim._replace(reason="too small")
+    assert (claim.failed, claim.verdict) == (True, "no")
+    assert (known.failed, known.verdict) == (False, "no, which is known")
+    assert not known._replace(holds=True).failed and not known._replace(holds=None).failed
+    assert known._replace(holds=True).verdict == "yes"
