@@ -61,7 +61,7 @@ def test_every_pta_has_the_clean_rate_beside_it(finished):
     for row in result.tables["defences"]:
         assert (row["flips removed"] is None) == (row["labels"] == "true labels")
     assert set(result.figures) == {"tradeoff_by_budget", "soft_labels", "defences"}
-    assert len(result.claims) == 6 and all(isinstance(c.holds, bool) for c in result.claims)
+    assert len(result.claims) == 7 and all(isinstance(c.holds, bool) for c in result.claims)
 
 
 def test_label_files_are_what_their_manifest_says(finished):
