@@ -25,7 +25,7 @@ def check(config) -> None:
     if bool(config.checkpoint_a) != bool(config.checkpoint_b):
         raise ValueError("checkpoint_a and checkpoint_b go together: one of them is missing")
     for name in ("checkpoint_a", "checkpoint_b"):
-        if config[name] and not os.path.isfile(config[name]):
+        if config[name] and not os.path.exists(config[name]):
             raise FileNotFoundError(f"{name}: there is no file {config[name]}")
 
 
@@ -53,7 +53,8 @@ def load(config, dataset) -> tuple[Any, list[dict]]:
 
     Returns:
       The Flax module and the variables of both. The module is what ``config.module`` names as
-      ``"package.module:Class"``, or what the file says if ``train`` has written it.
+      ``"package.module:Class"``, or what the file says if ``train`` has written it, or what the
+      tensors of a file or folder in a layout of ``jaxml.io.load_published`` say; these are float32.
 
     Raises:
       ValueError: no such module, a file that does not say what it is, or parameters that do not
@@ -62,20 +63,59 @@ def load(config, dataset) -> tuple[Any, list[dict]]:
     import jax
     import jax.numpy as jnp
 
+    from jaxml.core.validate import check_same_structure
     from jaxml.io import artifacts
     from jaxml.nn import build
 
     paths = (config.checkpoint_a, config.checkpoint_b)
+    published = None
     if config.module:
         model = given_module(config)
-    else:
-        saved = artifacts.load_metadata(paths[0]).get("model")
-        if saved is None:
-            raise ValueError(f"{paths[0]} does not say what it is: give --module=package:Class")
+    elif saved := _own_description(paths[0]):
         model = build(**json.loads(saved))
+    else:
+        model, published = _load_published(paths, dataset.n_classes)
     example = jax.ShapeDtypeStruct((2, *dataset.input_shape), jnp.float32)
     like = jax.eval_shape(model.init, jax.random.key(0), example)
-    return model, [artifacts.load_tree(path, like) for path in paths]
+    if published is None:
+        return model, [artifacts.load_tree(path, like) for path in paths]
+    for path, variables in zip(paths, published, strict=True):
+        check_same_structure(like, variables, names=(f"a model of {dataset.name!r}", path))
+    return model, published
+
+
+def _own_description(path: str) -> str | None:
+    """Returns what ``train`` has written into the file, if it was ``train``."""
+    from safetensors import SafetensorError
+
+    from jaxml.io import artifacts
+
+    if os.path.isdir(path):
+        return None
+    try:
+        return artifacts.load_metadata(path).get("model")
+    except SafetensorError:
+        return None  # `load_published` says what it is instead
+
+
+def _load_published(paths, n_classes) -> tuple[Any, list[dict]]:
+    import jax.numpy as jnp
+
+    from jaxml.io import load_published
+    from jaxml.nn import assemble
+
+    try:
+        a, b = (load_published(path, dtype=jnp.float32) for path in paths)
+    except ValueError as error:
+        raise ValueError(f"{error}; or give --module=package:Class") from error
+    if a[:3] != b[:3]:
+        raise ValueError(f"{paths[0]} and {paths[1]} hold different models: {a[:3]} and {b[:3]}")
+    if a.module_kwargs.get("n_classes") != n_classes:
+        raise ValueError(
+            f"{paths[0]} holds a {a.module} with n_classes="
+            f"{a.module_kwargs.get('n_classes')}, the data set has {n_classes}"
+        )
+    return assemble(a.module, a.module_kwargs), [a.variables, b.variables]
 
 
 def train(
@@ -160,9 +200,10 @@ def _train_together(key, config, options, seeds, dataset, folder, writer, mesh) 
         epochs_per_call=config.epochs_per_checkpoint,
         callback=after_epochs,
     )
-    models = {}
+    # From here on each process has them on a device of its own, as those that are read.
+    models, trained = {}, jax.device_get(state.variables)
     for i, seed in enumerate(seeds):
-        models[seed] = jax.tree.map(lambda leaf, i=i: leaf[i], state.variables)
+        models[seed] = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), trained)
         if files and jax.process_index() == 0:
             artifacts.save_tree(files[seed], models[seed], metadata={"model": json.dumps(options)})
     if saves is not None and jax.process_index() == 0:

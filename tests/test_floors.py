@@ -71,8 +71,10 @@ def breaches(source: str, module: str) -> list[str]:
             # The package's own __init__, and its version, stand below all floors.
             if floor and second not in {floor, "__version__"} | FLOORS[floor]:
                 found.append(f"{name} is on no floor below {floor}")
-        elif package == "configs" and within(name, ".".join(module.split(".")[:2])):
-            continue  # a paper's configs may start from one another
+        elif package == "configs" and (
+            within(name, ".".join(module.split(".")[:2])) or name.startswith("configs._")
+        ):
+            continue  # a paper's configs may start from one another, or from shared fields
         elif package in ("jaxml", "configs") and local:
             found.append(f"{name} from {package}")
         elif floor in OUTSIDE and head not in {*OUTSIDE[floor], *sys.stdlib_module_names}:

@@ -119,7 +119,7 @@ def _describe(module: nn.Module, z: jax.Array) -> LinearLayer | None:
     if isinstance(module, nn.Dense):
         return LinearLayer(path)
     if isinstance(module, Conv):
-        return LinearLayer(path, module.kernel_size, module.strides, "SAME", (1, 1))
+        return LinearLayer(path, module.kernel_size, module.strides, module.padding, (1, 1))
     if not isinstance(module, nn.Conv):
         return None
     rank = len(module.kernel_size)

@@ -3,6 +3,7 @@
 from flax import linen
 
 from jaxml.nn.activation import ACTIVATIONS
+from jaxml.nn.assemble import assemble
 from jaxml.nn.clip import (
     CLIP,
     CLIP_MODELS,
@@ -78,6 +79,7 @@ __all__ = [
     "ViT",
     "ViTBlock",
     "VisionTower",
+    "assemble",
     "build",
     "build_clip",
     "convnext_tiny",

@@ -12,7 +12,7 @@ CONVS = ("lax", "patches")
 
 
 class Conv(nn.Module):
-    """SAME-padded convolution over ``[n, h, w, c]`` with the parameters of ``flax.linen.Conv``.
+    """Padded convolution over ``[n, h, w, c]`` with the parameters of ``flax.linen.Conv``.
 
     Both implementations compute the same function from the same parameters, ``kernel``
     ``[kh, kw, c, features]`` and ``bias`` ``[features]``, so checkpoints fit either. ``"lax"`` is
@@ -27,6 +27,7 @@ class Conv(nn.Module):
       strides: ``(sh, sw)``.
       use_bias: whether a bias is added.
       implementation: ``"lax"`` or ``"patches"``.
+      padding: ``"SAME"``, or pairs of rows and columns ``((top, bottom), (left, right))``.
       kernel_init: a Flax initializer.
     """
 
@@ -35,11 +36,12 @@ class Conv(nn.Module):
     strides: tuple[int, int] = (1, 1)
     use_bias: bool = True
     implementation: str = "lax"
+    padding: str | tuple[tuple[int, int], ...] = "SAME"
     kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n oh ow features"]:
-        """Convolves; ``oh = ceil(h / sh)``, ``ow = ceil(w / sw)``."""
+        """Convolves; ``oh = ceil(h / sh)``, ``ow = ceil(w / sw)`` with ``"SAME"``."""
         if self.implementation not in CONVS:
             raise ValueError(f"conv must be one of {CONVS}, got {self.implementation!r}")
         kernel = self.param(
@@ -49,21 +51,22 @@ class Conv(nn.Module):
         )
         if self.implementation == "lax":
             y = lax.conv_general_dilated(
-                x, kernel, self.strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x, kernel, self.strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
         else:
-            y = _patches_conv(x, kernel, self.strides)
+            y = _patches_conv(x, kernel, self.strides, self.padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             y = y + bias.reshape(1, 1, 1, -1)
         return y
 
 
-def _patches_conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
+def _patches_conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads) -> jax.Array:
     # Only pad, slice, concatenate and dot_general, with the channels as an axis of their own, so
     # that what permutes channels stays visible in the jaxpr.
     (kh, kw, c, features), (sh, sw) = kernel.shape, strides
-    pads = lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, "SAME")
+    if isinstance(pads, str):
+        pads = lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, pads)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     n, h, w, _ = x.shape
     views = [

@@ -7,6 +7,8 @@ from jaxml.nn.activation import Activation
 from jaxml.nn.conv import Conv
 from jaxml.nn.norm import make_norm
 
+PADDINGS = ("same", "symmetric")
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside the identity, or a 1x1 projection where the shape changes.
@@ -15,7 +17,7 @@ class ResidualBlock(nn.Module):
       inner: channels between the two convolutions.
       features: output channels.
       strides: of the first convolution and of the projection.
-      norm, groups, conv, activation: as in ``ResNet``.
+      norm, groups, conv, activation, padding: as in ``ResNet``.
     """
 
     inner: int
@@ -25,6 +27,7 @@ class ResidualBlock(nn.Module):
     groups: int = 8
     conv: str = "lax"
     activation: Activation = nn.relu
+    padding: str = "same"
 
     @nn.compact
     def __call__(
@@ -33,7 +36,7 @@ class ResidualBlock(nn.Module):
         """Maps features to features."""
         options = {"use_bias": self.norm == "none", "implementation": self.conv}
         norm_options = {"train": train, "groups": self.groups}
-        y = Conv(self.inner, strides=self.strides, **options)(x)
+        y = Conv(self.inner, strides=self.strides, padding=_pads(self, 3), **options)(x)
         y = self.activation(make_norm(self.norm, **norm_options)(y))
         y = Conv(self.features, **options)(y)
         y = make_norm(self.norm, **norm_options)(y)
@@ -47,7 +50,7 @@ class BottleneckBlock(nn.Module):
       inner: channels after the first and after the second convolution.
       features: output channels.
       strides: of the 3x3 convolution and of the projection.
-      norm, groups, conv, activation: as in ``ResNet``.
+      norm, groups, conv, activation, padding: as in ``ResNet``.
     """
 
     inner: tuple[int, int]
@@ -57,6 +60,7 @@ class BottleneckBlock(nn.Module):
     groups: int = 8
     conv: str = "lax"
     activation: Activation = nn.relu
+    padding: str = "same"
 
     @nn.compact
     def __call__(
@@ -67,11 +71,18 @@ class BottleneckBlock(nn.Module):
         norm_options = {"train": train, "groups": self.groups}
         y = Conv(self.inner[0], kernel_size=(1, 1), **options)(x)
         y = self.activation(make_norm(self.norm, **norm_options)(y))
-        y = Conv(self.inner[1], strides=self.strides, **options)(y)
+        y = Conv(self.inner[1], strides=self.strides, padding=_pads(self, 3), **options)(y)
         y = self.activation(make_norm(self.norm, **norm_options)(y))
         y = Conv(self.features, kernel_size=(1, 1), **options)(y)
         y = make_norm(self.norm, **norm_options)(y)
         return self.activation(_shortcut(self, x, y, train) + y)
+
+
+def _pads(module: nn.Module, size: int) -> str | tuple[tuple[int, int], ...]:
+    """Says how a window of ``size`` is padded in a block or network with ``padding``."""
+    if module.padding not in PADDINGS:
+        raise ValueError(f"padding must be one of {PADDINGS}, got {module.padding!r}")
+    return "SAME" if module.padding == "same" else ((size // 2, size // 2),) * 2
 
 
 def _shortcut(block: nn.Module, x, y, train):
@@ -100,6 +111,8 @@ class ResNet(nn.Module):
       groups: of ``norm="group"``.
       conv: ``implementation`` of every ``Conv``.
       activation: after each norm, in the blocks after the sum.
+      padding: of windows with stride 2: ``"same"``, where an even image has the odd row and column
+        behind its last, or ``"symmetric"``, as many in front as behind, which is PyTorch's.
     """
 
     n_classes: int
@@ -113,6 +126,7 @@ class ResNet(nn.Module):
     groups: int = 8
     conv: str = "lax"
     activation: Activation = nn.relu
+    padding: str = "same"
 
     @nn.compact
     def __call__(
@@ -121,7 +135,8 @@ class ResNet(nn.Module):
         """Maps images to logits; ``train`` makes batch normalisation use the batch.
 
         Raises:
-          ValueError: ``widths``, ``blocks`` and ``inner`` have lengths that do not agree.
+          ValueError: ``widths``, ``blocks`` and ``inner`` have lengths that do not agree, or an
+            unknown ``padding``.
         """
         if len(self.widths) != len(self.blocks):
             raise ValueError(f"widths {self.widths} and blocks {self.blocks} differ in length")
@@ -141,18 +156,20 @@ class ResNet(nn.Module):
             "groups": self.groups,
             "conv": self.conv,
             "activation": self.activation,
+            "padding": self.padding,
         }
         size, stride = ((7, 7), (2, 2)) if self.large_images else ((3, 3), (1, 1))
         x = Conv(
             self.stem or self.widths[0],
             kernel_size=size,
             strides=stride,
+            padding=_pads(self, size[0]),
             use_bias=self.norm == "none",
             implementation=self.conv,
         )(x)
         x = self.activation(make_norm(self.norm, train=train, groups=self.groups)(x))
         if self.large_images:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=_pads(self, 3))
         for i, stage in enumerate(stage_of_block):
             downsamples = stage > 0 and stage != stage_of_block[i - 1]
             strides = (2, 2) if downsamples else (1, 1)
@@ -220,8 +237,8 @@ def large_resnet(
 ) -> ResNet:
     """Makes ``"resnet18"``, ``"resnet50"`` or ``"resnet101"`` for large images.
 
-    The layers and sizes of torchvision's; but SAME padding puts strided windows elsewhere, so its
-    weights give other features here.
+    The layers and sizes of torchvision's, whose weights give its features with
+    ``padding="symmetric"``: ``jaxml.io.load_published`` describes such a net.
     """
     blocks, bottleneck = LARGE[name]
     stem, *rest = (round(w * width_multiplier) for w in (64, 128, 256, 512))

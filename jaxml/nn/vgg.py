@@ -19,10 +19,11 @@ class VGG(nn.Module):
       features: output channels of each convolution, over all blocks in order.
       blocks: convolutions in each block.
       dense: units of the dense layers.
-      norm: a name of ``make_norm``; convolutions have a bias only with ``"none"``.
+      norm: a name of ``make_norm``.
       groups: of ``norm="group"``.
       conv: ``implementation`` of every ``Conv``.
       activation: after each norm and each dense layer.
+      conv_bias: whether convolutions have a bias; None means only with ``norm="none"``.
     """
 
     n_classes: int
@@ -33,6 +34,7 @@ class VGG(nn.Module):
     groups: int = 8
     conv: str = "lax"
     activation: Activation = nn.relu
+    conv_bias: bool | None = None
 
     @nn.compact
     def __call__(
@@ -46,9 +48,10 @@ class VGG(nn.Module):
         if len(self.features) != sum(self.blocks):
             raise ValueError(f"features needs {sum(self.blocks)} widths, got {len(self.features)}")
         widths = iter(self.features)
+        bias = self.norm == "none" if self.conv_bias is None else self.conv_bias
         for count in self.blocks:
             for _ in range(count):
-                x = Conv(next(widths), use_bias=self.norm == "none", implementation=self.conv)(x)
+                x = Conv(next(widths), use_bias=bias, implementation=self.conv)(x)
                 x = self.activation(make_norm(self.norm, train=train, groups=self.groups)(x))
             if min(x.shape[1:3]) > 1:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))

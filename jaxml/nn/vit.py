@@ -18,18 +18,20 @@ class ViTBlock(nn.Module):
       heads: of the attention; must divide the width.
       hidden: units between the two dense layers.
       activation: between the two dense layers.
+      epsilon: of the layer norms.
     """
 
     heads: int
     hidden: int
     activation: Activation = nn.gelu
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
         """Maps tokens to tokens."""
-        y = nn.LayerNorm()(x)
+        y = nn.LayerNorm(self.epsilon)(x)
         x = x + nn.MultiHeadDotProductAttention(self.heads, kernel_init=_KERNEL_INIT)(y)
-        y = nn.LayerNorm()(x)
+        y = nn.LayerNorm(self.epsilon)(x)
         y = self.activation(nn.Dense(self.hidden, kernel_init=_KERNEL_INIT)(y))
         return x + nn.Dense(x.shape[-1], kernel_init=_KERNEL_INIT)(y)
 
@@ -47,6 +49,7 @@ class ViT(nn.Module):
       patch: side of a patch; must divide the sides of the image.
       pool: ``"token"``, a learned token in front whose output is read, or ``"mean"`` of all.
       activation: inside the blocks.
+      epsilon: of the layer norms.
     """
 
     n_classes: int
@@ -56,6 +59,7 @@ class ViT(nn.Module):
     patch: int = 16
     pool: str = "token"
     activation: Activation = nn.gelu
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -80,8 +84,8 @@ class ViT(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(token, (n, 1, self.width)), x], axis=1)
         x = x + self.param("position", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         for hidden in self.hidden:
-            x = ViTBlock(self.heads, hidden, self.activation)(x)
-        x = nn.LayerNorm()(x)
+            x = ViTBlock(self.heads, hidden, self.activation, self.epsilon)(x)
+        x = nn.LayerNorm(self.epsilon)(x)
         return nn.Dense(self.n_classes)(x[:, 0] if self.pool == "token" else x.mean(axis=1))
 
 

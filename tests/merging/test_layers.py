@@ -53,7 +53,7 @@ class Everything(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = Conv(4, (3, 3), strides=(2, 1))(x)
+        x = Conv(4, (3, 3), strides=(2, 1), padding=((2, 0), (0, 2)))(x)
         x = nn.Conv(5, (3, 2), strides=2, padding=1)(x)
         x = nn.Conv(5, (2, 2), padding="VALID", feature_group_count=5)(x)
         x = nn.Conv(6, (2, 2), padding=[(1, 0), 2], kernel_dilation=(2, 1), use_bias=False)(x)

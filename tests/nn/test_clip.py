@@ -26,7 +26,11 @@ def count(model, side, context):
 
 @pytest.mark.parametrize(
     ("name", "n"),
-    [("ViT-B-32", 151_277_313), ("ViT-B-16", 149_620_737), ("ViT-L-14", 427_616_513)],
+    [
+        ("ViT-B-32", 151_277_313),
+        pytest.param("ViT-B-16", 149_620_737, marks=pytest.mark.heavy),
+        pytest.param("ViT-L-14", 427_616_513, marks=pytest.mark.heavy),
+    ],
 )
 def test_the_published_sizes_have_the_published_number_of_parameters(name, n):
     assert count(nn.build_clip(name), 224, 77) == n
@@ -47,7 +51,10 @@ def case():
         row[end] = 1023
         row[end + 1 :] = 0
     model = small()
-    variables = jax.jit(model.init)(jax.random.key(1), images, tokens)
+    shapes = jax.eval_shape(model.init, jax.random.key(1), images, tokens)
+    variables = jax.tree.map(
+        lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(np.float32), shapes
+    )
     return model, variables, images, tokens
 
 
@@ -74,7 +81,7 @@ def test_both_towers_are_what_they_are_said_to_be(case):
 
     np.testing.assert_allclose(out.image, _unit(image), atol=2e-6)
     np.testing.assert_allclose(out.text, _unit(text), atol=2e-6)
-    assert float(out.log_scale) == pytest.approx(np.log(1 / 0.07)) and float(out.bias) == -10
+    assert (out.log_scale, out.bias) == (params["log_scale"], params["logit_bias"])
 
 
 def _norm(x, p):
@@ -106,17 +113,18 @@ def test_what_comes_after_the_end_token_does_not_matter(case):
     apply = jax.jit(model.apply)
     whole = apply(variables, images, tokens)
     np.testing.assert_array_equal(whole.text, apply(variables, images, other).text)
-    alone = model.apply(variables, images, method="encode_image")
+    alone = jax.jit(lambda x: model.apply(variables, x, method="encode_image"))(images)
     np.testing.assert_allclose(alone, whole.image, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_remat_and_bfloat16_are_the_same_function(case):
-    _, variables, images, tokens = case
+    model, variables, images, tokens = case
 
     def outputs(model):
         return jax.jit(model.apply)(variables, images, tokens)
 
-    plain, again = outputs(small()), outputs(small(remat=True))
+    plain, again = outputs(model), outputs(small(remat=True))
     np.testing.assert_allclose(again.text, plain.text, atol=1e-6)
     with jax.numpy_dtype_promotion("standard"):  # flax mixes types inside its layer norm
         rough = outputs(small(dtype=jnp.bfloat16))
@@ -154,6 +162,13 @@ def test_a_bag_of_words_knows_no_order_and_no_padding():
 def test_bad_sizes_are_refused(tower, x, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(tower.init, jax.random.key(0), x)
+
+
+def test_scale_and_bias_begin_where_they_are_said_to():
+    model = nn.CLIP(nn.MLP((), 4), nn.BagOfWords(9, (4,), 4), init_bias=-10.0)
+    params = model.init(jax.random.key(0), np.zeros((1, 2, 2, 1)), np.zeros((1, 3), int))["params"]
+    assert float(params["log_scale"]) == pytest.approx(np.log(1 / 0.07))
+    assert float(params["logit_bias"]) == -10
 
 
 def test_an_unknown_name_is_refused():

@@ -10,14 +10,15 @@ from jax.extend.core import jaxprs_in_params
 from jaxml.nn import Conv
 
 CASES = [
-    # kernel_size, strides, (h, w)
-    ((3, 3), (1, 1), (6, 6)),
-    ((3, 3), (2, 2), (7, 5)),
-    ((3, 3), (2, 2), (8, 8)),
-    ((3, 3), (2, 2), (1, 1)),
-    ((1, 1), (1, 1), (4, 3)),
-    ((1, 1), (2, 2), (5, 4)),
-    ((2, 5), (1, 3), (6, 7)),
+    # kernel_size, strides, (h, w), padding
+    ((3, 3), (1, 1), (6, 6), "SAME"),
+    ((3, 3), (2, 2), (7, 5), "SAME"),
+    ((3, 3), (2, 2), (8, 8), "SAME"),
+    ((3, 3), (2, 2), (8, 8), ((1, 1), (1, 1))),
+    ((3, 3), (2, 2), (1, 1), "SAME"),
+    ((1, 1), (1, 1), (4, 3), "SAME"),
+    ((1, 1), (2, 2), (5, 4), "SAME"),
+    ((2, 5), (1, 3), (6, 7), "SAME"),
 ]
 
 
@@ -25,8 +26,10 @@ def _input(h, w):
     return jax.random.normal(jax.random.key(0), (2, h, w, 3))
 
 
-@pytest.mark.parametrize(("kernel_size", "strides", "side"), CASES)
-def test_both_implementations_are_flax_conv_in_value_and_gradient(kernel_size, strides, side):
+@pytest.mark.parametrize(("kernel_size", "strides", "side", "padding"), CASES)
+def test_both_implementations_are_flax_conv_in_value_and_gradient(
+    kernel_size, strides, side, padding
+):
     x = _input(*side)
     shape = (2, -(-side[0] // strides[0]), -(-side[1] // strides[1]), 4)
     cotangent = jax.random.normal(jax.random.key(2), shape)
@@ -37,9 +40,9 @@ def test_both_implementations_are_flax_conv_in_value_and_gradient(kernel_size, s
     def value_and_gradients(variables, x):
         results = []
         for conv in (
-            linen.Conv(4, kernel_size, strides, padding="SAME"),
-            Conv(4, kernel_size, strides, implementation="lax"),
-            Conv(4, kernel_size, strides, implementation="patches"),
+            linen.Conv(4, kernel_size, strides, padding=padding),
+            Conv(4, kernel_size, strides, implementation="lax", padding=padding),
+            Conv(4, kernel_size, strides, implementation="patches", padding=padding),
         ):
             y, pull = jax.vjp(conv.apply, variables, x)
             results.append((y, pull(cotangent)))

@@ -219,6 +219,7 @@ def test_build_names_what_is_wrong(options, message):
         (nn.ResNet(3, widths=(4, 4), blocks=(1,)), "differ in length"),
         (nn.ResNet(3, widths=(4,), blocks=(2,), inner=(4,)), "inner needs 2 widths, got 1"),
         (nn.ResNet(3, widths=(4,), blocks=(2,), inner=(4,), bottleneck=True), "inner needs 4"),
+        (nn.ResNet(3, widths=(4,), blocks=(1,), padding="SAME"), "padding must be one of .*'SAME'"),
         (nn.VGG(3, features=(4,), blocks=(2,)), "features needs 2 widths, got 1"),
     ],
 )
