@@ -8,7 +8,7 @@ import importlib
 __version__ = "0.1.0"
 _SUBPACKAGES = (
     "core", "compat", "data", "io", "nn", "train", "ntk",
-    "merging", "backdoor", "language", "verify", "privacy", "report",
+    "merging", "backdoor", "language", "curation", "verify", "privacy", "report",
 )  # fmt: skip
 __all__ = [*_SUBPACKAGES]
 
