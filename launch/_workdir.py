@@ -51,8 +51,9 @@ def check_workdir(study: Study, values: flags.FlagValues) -> None:
         # The way through JSON turns tuples into the lists that the saved config has.
         config = json.loads(json.dumps(study.config.to_dict()))
         now = {**_flags.fields(config), "seed": values.seed, "x64": values.x64}
-        # The stage says which part of the run to do, and every part is of the same run.
-        before["stage"] = now.get("stage")
+        # They say which part of the run to do, and every part is of the same run.
+        for name in ("stage", "mode"):
+            before[name] = now.get(name)
         changed = [
             f"{name} was {json.dumps(before.get(name))} and now is {json.dumps(now.get(name))}"
             for name in {**before, **now}

@@ -74,6 +74,7 @@ if __name__ == "__main__":
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxml import train
 from jaxml.backdoor import flip, flip_selection, ntk_flips, trajectories
@@ -136,7 +137,10 @@ def run(key, config, *, workdir=None, writer=None, mesh=None) -> _app.Result:
 
 
 def _do(audit: Audit, stage: str) -> None:
-    if _read(audit, stage):
+    there = _read(audit, stage)
+    if jax.process_count() > 1:  # none writes before all have looked
+        multihost_utils.sync_global_devices(f"{audit.seed} {stage}")
+    if there:
         return
     make, save, _, needs = _STAGES[stage]
     for name in needs:

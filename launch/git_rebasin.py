@@ -49,6 +49,7 @@ from flax import linen as nn
 
 from jaxml import data, merging, report, train
 from jaxml.core.rng import named_key
+from jaxml.core.sharding import replicate
 from jaxml.data.batching import batches
 from jaxml.io import MetricsWriter, artifacts
 
@@ -85,13 +86,16 @@ def run(key, config, *, workdir=None, writer=None, mesh=None) -> _app.Result:
       workdir: folder for artifacts and checkpoints, from which a second call goes on; None writes
         nothing.
       writer: MetricsWriter; None is silent.
-      mesh: devices to train on; None is the default device.
+      mesh: devices that training and the points of a line are shared out over; None is the default
+        device.
 
     Returns:
       Result with claims, tables and figures.
     """
     check(config)
     writer = writer or MetricsWriter()
+    if mesh is not None and mesh.size == 1:
+        mesh = None
     dataset = data.load(config.dataset)
     if not dataset.n_classes:
         raise ValueError(f"dataset {config.dataset!r} has no classes: it is for regression")
@@ -101,7 +105,7 @@ def run(key, config, *, workdir=None, writer=None, mesh=None) -> _app.Result:
     lines, families = [], []
     for family in _families(key, config, dataset, root, writer, mesh):
         families.append(family)
-        lines += _measure_pairs(key, config, family, dataset, writer)
+        lines += _measure_pairs(key, config, family, dataset, writer, mesh)
     widest = families[-1]
     many = _merge_many(key, config, widest, dataset, writer)
     planted = _planted(key, config, widest, writer)
@@ -142,13 +146,15 @@ def _family(width, model, models, dataset, folder) -> Family:
 # Matching and measuring.
 
 
-def _measure_pairs(key, config, family, dataset, writer) -> list[Line]:
+def _measure_pairs(key, config, family, dataset, writer, mesh) -> list[Line]:
     x_cal = jnp.asarray(dataset.train_x[: config.calibration_size])
     sets = {
         "train": (jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)),
         "test": (jnp.asarray(dataset.test_x), jnp.asarray(dataset.test_y)),
     }
     apply, size = family.model.apply, config.eval_batch_size
+    # Matching is each process's own; what lies on the mesh is for the lines.
+    *spread, spread_cal = replicate((*sets.values(), x_cal), mesh)
 
     # What `loss_barrier` compiles is kept for these very functions, so all pairs share it.
     def metrics(variables, x, y, *_):
@@ -184,10 +190,10 @@ def _measure_pairs(key, config, family, dataset, writer) -> list[Line]:
             transform = reset if has_batch_stats else mend if name != method else None
             train_line, test_line = (
                 merging.loss_barrier(
-                    metrics, a, b_now, x, y, x_cal, a, b_now,
-                    n=config.n_lambdas, transform=transform, chunk=config.lambda_chunk,
+                    metrics, a, b_now, x, y, spread_cal, a, b_now,
+                    n=config.n_lambdas, transform=transform, chunk=config.lambda_chunk, mesh=mesh,
                 )
-                for x, y in sets.values()
+                for x, y in spread
             )  # fmt: skip
             lines.append(Line(family.width, pair, name, train_line, test_line, seconds))
             writer.step(

@@ -14,3 +14,10 @@ jax.config.update(
     os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "jaxml-tests")),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_configure(config):
+    """Compiles quickly what runs once: compilation is most of the unit suite's time."""
+    if config.option.markexpr == "not heavy":
+        jax.config.update("jax_disable_most_optimizations", True)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests start

@@ -1,13 +1,16 @@
 """Sampling from a language model, each row with a key of its own."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jaxml.core.sharding import on_each_device, replicate
 from jaxml.core.types import ApplyFn, Key, PyTree
 
 Model = nn.Module | ApplyFn
@@ -32,6 +35,7 @@ def generate(
     temperature: float = 1.0,
     banned: tuple[int, ...] = (),
     batch_size: int = 128,
+    mesh: Mesh | None = None,
     callback=None,
 ) -> np.ndarray:
     """Samples continuations; row ``i`` depends on ``keys[i]`` and ``prompts[i]`` only.
@@ -50,17 +54,21 @@ def generate(
       temperature: of the softmax; 0 is greedy decoding.
       banned: ids that are never drawn.
       batch_size: rows of a block.
+      mesh: devices over which the rows of a block are split, if it divides ``batch_size``.
       callback: ``callback(rows done)`` after each block.
 
     Returns:
       int32 ``[n, n_tokens]``, without the prompts.
 
     Raises:
-      ValueError: no prompt, keys that are not one for each, or an option out of range.
+      ValueError: no prompt, a negative id, keys that are not one for each, or an option out of
+        range, such as a ban of every token.
     """
     prompts = np.asarray(prompts, np.int32)
     if prompts.ndim != 2 or not prompts.size:
         raise ValueError(f"prompts must be [n, p] with n, p >= 1, got shape {prompts.shape}")
+    if prompts.min() < 0:
+        raise ValueError(f"prompts must be token ids, got {prompts.min()}")
     n = len(prompts)
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != (n,):
         raise ValueError(f"keys must be {n} typed keys, got {keys.dtype} {keys.shape}")
@@ -70,31 +78,43 @@ def generate(
     if not temperature >= 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
     options = {"n_tokens": n_tokens, "top_k": 1 if temperature == 0 else top_k, "banned": banned}
+    variables = replicate(variables, mesh)
     out = []
     for start in range(0, n, batch_size):
         # Padding repeats the block's last row; what it gives is cut off.
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         block = _generate_block(
-            keys[rows], model, variables, prompts[rows], jnp.float32(temperature or 1), **options
-        )
+            keys[rows], model, variables, prompts[rows], jnp.float32(temperature or 1),
+            **options, mesh=mesh,
+        )  # fmt: skip
         out.append(np.asarray(block)[: n - start])
         if callback is not None:
             callback(min(start + batch_size, n))
     return np.concatenate(out)
 
 
-@partial(jax.jit, static_argnames=("model", "n_tokens", "top_k", "banned"))
-def _generate_block(keys, model, variables, prompts, temperature, *, n_tokens, top_k, banned):
+@partial(jax.jit, static_argnames=("model", "n_tokens", "top_k", "banned", "mesh"))
+def _generate_block(keys, model, variables, prompts, temperature, *, mesh, **options):
+    sample = partial(_sample, model=model, **options)
+    if mesh is not None and prompts.shape[0] % mesh.size == 0:
+        sample = on_each_device(sample, mesh, split=[True, False, True, False])
+    return sample(keys, variables, prompts, temperature)
+
+
+def _sample(keys, variables, prompts, temperature, *, model, n_tokens, top_k, banned):
     n, p = prompts.shape
 
     def draw(j, logits):
         logits = logits.astype(jnp.float32)
+        vocab_size = logits.shape[-1]
         if banned:
+            if not set(banned) < set(range(vocab_size)):
+                raise ValueError(f"banned must be some ids of 0..{vocab_size - 1}, got {banned}")
             logits = logits.at[:, jnp.asarray(banned)].set(-jnp.inf)
         if top_k == 1:
             return logits.argmax(-1).astype(jnp.int32)
         tokens = None
-        if top_k is not None and top_k < logits.shape[-1]:
+        if top_k is not None and top_k < vocab_size:
             logits, tokens = jax.lax.top_k(logits, top_k)
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, j)
         picks = jax.vmap(jax.random.categorical)(row_keys, logits / temperature)
@@ -144,6 +164,43 @@ def token_nll(
         block = np.asarray(_nll_block(model, variables, tokens[rows]))
         out.append(block[: len(tokens) - start])
     return np.concatenate(out)
+
+
+def document_nll(
+    model: Model,
+    variables: PyTree,
+    documents: Sequence[np.ndarray],
+    *,
+    bos: int,
+    context: int,
+    batch_size: int = 64,
+) -> list[np.ndarray]:
+    """Returns the nats of each token of each document, float32 ``[n_i]``.
+
+    Args:
+      model: causal, as for ``generate``.
+      variables: of the model.
+      documents: ids ``[n_i]``.
+      bos: put before each document.
+      context: of the model; what lies beyond it is left out.
+      batch_size: rows at a time, as long as the longest document or a little longer.
+
+    Raises:
+      ValueError: no document or an empty one, or a context below 2.
+    """
+    documents = [np.asarray(document)[: context - 1] for document in documents]
+    if context < 2 or not documents or not all(map(len, documents)):
+        raise ValueError(
+            f"documents must be one or more, none empty, and context at least 2; got "
+            f"{len(documents)} and {context}"
+        )
+    # Few lengths, so that few are compiled.
+    length = min(-(-(max(map(len, documents)) + 1) // 32) * 32, context)
+    rows = np.full((len(documents), length), bos, np.int32)
+    for row, document in zip(rows, documents, strict=True):
+        row[1 : len(document) + 1] = document
+    nll = token_nll(model, variables, rows, batch_size=batch_size)
+    return [row[: len(document)] for row, document in zip(nll, documents, strict=True)]
 
 
 @partial(jax.jit, static_argnames="model")

@@ -8,8 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxml.core.chunk import reduce_batches
+from jaxml.core.sharding import on_each_device, replicate
 from jaxml.core.tree import from_paths, to_paths
 from jaxml.core.types import ApplyFn, PyTree
 from jaxml.core.validate import check_same_structure
@@ -54,6 +56,7 @@ def loss_barrier(
     n: int = 25,
     transform: Callable[..., PyTree] | None = None,
     chunk: int = 5,
+    mesh: Mesh | None = None,
 ) -> Barrier:
     """Evaluates a network along the line between two others.
 
@@ -69,6 +72,7 @@ def loss_barrier(
       transform: ``(variables, lam, *data) -> variables``, applied to every interpolated network
         before it is evaluated: ``reset_batch_stats`` or ``repair``.
       chunk: points evaluated at once by ``vmap``; memory grows with it.
+      mesh: shares the points out over its axis ``"data"``, ``chunk`` at once on each device.
 
     Returns:
       Barrier, on the host. Nothing is clipped.
@@ -79,12 +83,11 @@ def loss_barrier(
     if n < 2:
         raise ValueError(f"n must be at least 2, the two ends, got {n}")
     check_same_structure(a, b)
-    lams, loss, accuracy = (
-        np.asarray(v, np.float64)
-        for v in _curve(
-            a, b, data, metrics_fn=metrics_fn, n=n, transform=transform, chunk=min(chunk, n)
-        )
+    a, b, data = replicate((a, b, data), mesh)
+    found = _curve(
+        a, b, data, metrics_fn=metrics_fn, n=n, transform=transform, chunk=min(chunk, n), mesh=mesh
     )
+    lams, loss, accuracy = (np.asarray(v, np.float64)[:n] for v in found)
 
     def chord(v):
         return (1 - lams) * v[0] + lams * v[-1]
@@ -99,15 +102,22 @@ def loss_barrier(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("metrics_fn", "n", "transform", "chunk"))
-def _curve(a, b, data, *, metrics_fn, n, transform, chunk):
+@functools.partial(jax.jit, static_argnames=("metrics_fn", "n", "transform", "chunk", "mesh"))
+def _curve(a, b, data, *, metrics_fn, n, transform, chunk, mesh):
     def at(lam):
         variables = interpolate(lam, a, b)
         if transform is not None:
             variables = transform(variables, lam, *data)
         return (lam, *metrics_fn(variables, *data))
 
-    return jax.lax.map(at, jnp.linspace(0.0, 1.0, n), batch_size=chunk)
+    lams = jnp.linspace(0.0, 1.0, n)
+    if mesh is None:
+        return jax.lax.map(at, lams, batch_size=chunk)
+    # The last point again, until the devices divide them.
+    lams = jnp.pad(lams, (0, -n % mesh.size), mode="edge")
+    return on_each_device(
+        lambda lams: jax.lax.map(at, lams, batch_size=min(chunk, len(lams))), mesh, split=[True]
+    )(lams)
 
 
 class _Moments(NamedTuple):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
 from jaxml.core.rng import named_key
-from jaxml.core.sharding import replicate, shard_batch
+from jaxml.core.sharding import on_each_device, replicate, shard_batch
 from jaxml.core.types import Key
 from jaxml.data.batching import epoch_indices
 from jaxml.train.losses import Metrics, cross_entropy
@@ -64,7 +64,9 @@ def fit(
       own_y: each has targets of its own: ``y`` is ``[s, n, ...]``.
       state: where to go on from, left intact; None begins with ``init(key, ...)``.
       augment: ``augment(key, x [b, ...])`` -> inputs of one batch, pure.
-      mesh: places the data on all devices and splits each batch over the axis ``"data"``.
+      mesh: splits the work over the axis ``"data"``: the ``s`` models, if the devices divide them
+        evenly (then nothing is sent between devices on the way), else the examples of each batch.
+        The state is on all devices.
       epochs_per_call: epochs between two callbacks.
       callback: ``callback(state, metrics)`` after each call, with ``Metrics`` of floats (lists of
         ``s`` floats for ``s`` models): means over the call, each batch measured before its step.
@@ -92,7 +94,10 @@ def fit(
         raise ValueError(f"batch_size must lie in 1..{n}, got {batch_size}")
     if epochs_per_call < 1:
         raise ValueError(f"epochs_per_call must be positive, got {epochs_per_call}")
-    x, y = replicate((jnp.asarray(x), jnp.asarray(y)), mesh)
+    x, y = (
+        _place(jnp.asarray(array), mesh, split=own and _splits_models(key, mesh))
+        for own, array in ((own_x, x), (own_y, y))
+    )
     # A copy, because the calls below donate the state.
     example = x[0, :1] if own_x else x[:1]
     state = init(key, model, optimizer, example) if state is None else jax.tree.map(jnp.copy, state)
@@ -151,8 +156,11 @@ def _run_epochs(
         metrics = loss(outputs, yb)
         return metrics.loss, (metrics, mutated)
 
+    by_model = _splits_models(key, mesh)
+    batch_mesh = None if by_model else mesh
+
     def step(key, x, y, state, indices):
-        xb, yb = shard_batch(x[indices], mesh), shard_batch(y[indices], mesh)
+        xb, yb = shard_batch(x[indices], batch_mesh), shard_batch(y[indices], batch_mesh)
         if augment is not None:
             xb = augment(jax.random.fold_in(named_key(key, "augment"), state.step), xb)
         params = state.variables["params"]
@@ -178,10 +186,23 @@ def _run_epochs(
 
     axes = (0, 0, 0 if own_x else None, 0 if own_y else None)
     run = jax.vmap(run_one, in_axes=axes) if key.ndim else run_one
+    if by_model:
+        run = on_each_device(run, mesh, split=[axis == 0 for axis in axes])
     out = run(key, state, x, y)
     if mesh is not None:
         out = jax.lax.with_sharding_constraint(out, NamedSharding(mesh, PartitionSpec()))
     return out
+
+
+def _splits_models(key: Key, mesh: Mesh | None) -> bool:
+    """Says whether devices get models of their own, and not parts of every batch."""
+    return mesh is not None and key.ndim == 1 and mesh.size > 1 and key.shape[0] % mesh.size == 0
+
+
+def _place(array: jax.Array, mesh: Mesh | None, *, split: bool) -> jax.Array:
+    if not split:
+        return replicate(array, mesh)
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec("data")))
 
 
 def _finished_epochs(state: TrainState, key: Key, steps_per_epoch: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxml.core.sharding import make_mesh, replicate, shard_batch
+from jaxml.core.sharding import make_mesh, on_each_device, replicate, shard_batch
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +50,27 @@ def test_no_mesh_and_odd_sizes_change_nothing(mesh):
     assert shard_batch(x, mesh) is x
     assert shard_batch(x, None) is x
     assert replicate(x, None) is x
+
+
+def test_typed_keys_are_replicated_too(mesh):
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), 3)
+    copy = replicate({"keys": keys, "n": np.float32(2)}, mesh)["keys"]
+    assert len(copy.devices()) == 4 and copy.dtype == keys.dtype
+    np.testing.assert_array_equal(*map(jax.random.key_data, (copy, keys)))
+
+
+def test_each_device_works_on_its_share_and_all_get_the_results(mesh):
+    keys = jax.random.split(jax.random.key(0), 8)
+    w = jnp.arange(3.0)
+
+    def draw(keys, w):
+        return {"mean": jax.vmap(lambda k: jax.random.normal(k, (3,)) * w)(keys)}
+
+    def run(keys, w):
+        return on_each_device(draw, mesh, split=[True, False])(keys, w)
+
+    found = jax.jit(run)(keys, w)["mean"]
+    assert found.sharding.is_fully_replicated and len(found.devices()) == 4
+    np.testing.assert_allclose(found, draw(keys, w)["mean"], rtol=1e-6)
+    with pytest.raises(ValueError, match="divisible"):
+        jax.jit(run)(keys[:6], w)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -44,6 +45,7 @@ import json, os, signal
 import jax
 import jax.numpy as jnp
 from jaxml import report
+from jaxml.core.sharding import replicate
 
 
 def run(key, config, *, workdir=None, writer=None, mesh=None):
@@ -51,11 +53,14 @@ def run(key, config, *, workdir=None, writer=None, mesh=None):
     leader = jax.process_index() == 0
     step, total = json.loads(state.read_text()) if leader and state.exists() else (0, 0.0)
     state.parent.mkdir(exist_ok=True)
+    jax.block_until_ready(replicate(key, mesh))
     writer.stage("count", config.n_steps)
     while step < config.n_steps:
         if str(step) == os.environ.get("TOY_KILLED_AT"):
             os.kill(os.getpid(), signal.SIGKILL)
-        total = float(jnp.asarray(total) + config.increment)
+        # As what a checkpoint gives: bound to one device of this process.
+        total = jax.device_put(jnp.float32(total), jax.local_devices()[-1])
+        total = float(replicate(total, mesh) + config.increment)
         step += 1
         writer.step(step, total=total)
         if leader:
@@ -76,6 +81,39 @@ def run(key, config, *, workdir=None, writer=None, mesh=None):
 if __name__ == "__main__":
     _app.main(run)
 '''
+
+
+def in_two_processes(arguments, *, env, cwd, timeout=120):
+    """Runs ``python <arguments>`` as two processes of two devices that work together."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    command = [sys.executable, *arguments, "--distributed", "--platform=cpu", "--num_devices=2"]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={
+                **env,
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(index),
+            },
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:  # one that has lost the other may wait for it
+            process.kill()
+    return [
+        subprocess.CompletedProcess(command, process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
 
 
 @pytest.fixture

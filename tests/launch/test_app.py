@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 
@@ -13,6 +12,8 @@ import pytest
 from ml_collections import ConfigDict, config_dict
 
 from launch import _app, _devices, _flags
+
+from .conftest import in_two_processes
 
 DOC = "Counts steps.\n\n  python -m toy"
 
@@ -302,32 +303,13 @@ def test_overwrite_empties_only_a_run(command, toy, tmp_path, monkeypatch, capsy
 
 
 def test_two_processes_write_one_workdir(environment, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
-    processes = []
-    for index in range(2):
-        env = {
-            **environment,
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(index),
-        }
-        flags = ["--distributed", "--platform=cpu", "--num_devices=2", "--fail=", "--workdir=out"]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "toy", *flags],
-                env=env,
-                cwd=tmp_path,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    (out0, err0), (out1, _) = (process.communicate(timeout=120) for process in processes)
-    assert [process.returncode for process in processes] == [0, 0], err0
-    assert "devices=4 x cpu" in out0
-    assert not [line for line in out1.splitlines() if not line.startswith("[Gloo]")]
+    first, second = in_two_processes(
+        ["-m", "toy", "--fail=", "--workdir=out"], env=environment, cwd=tmp_path
+    )
+    assert [first.returncode, second.returncode] == [0, 0], first.stderr
+    assert "devices=4 x cpu" in first.stdout
+    # Gloo prints too, and its threads tear each other's lines.
+    assert "toy" not in second.stdout and "out" not in second.stdout
     steps = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert len(steps) == 5
     assert "4,5.0" in (tmp_path / "out" / "tables" / "the_counts.csv").read_text()

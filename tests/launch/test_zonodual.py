@@ -86,8 +86,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(finished, tmp_path):
     with pytest.raises(KilledError):
         run(small(), workdir=tmp_path, writer=MetricsWriter(None, kill))
     assert (tmp_path / "artifacts" / "network_0" / "sweep_0.01.json").exists()
-    # What is left runs on two devices.
-    again = run(small(), workdir=tmp_path, mesh=make_mesh(2))
+    # What is left runs on four devices.
+    again = run(small(images_at_once=4), workdir=tmp_path, mesh=make_mesh(4))
     assert without_seconds(again.tables["results"]) == without_seconds(result.tables["results"])
     for row, other in zip(again.tables["sweep"], result.tables["sweep"], strict=True):
         assert row == pytest.approx(other, abs=1e-4)
