@@ -1,4 +1,4 @@
-"""Indexes of a training corpus against tokengrams and a symbol-wise search; size and memory.
+"""Indexes of a training corpus against tokengrams and a symbol-wise search; generation.
 
     pip install tokengrams pydivsufsort          # optional: rows without them are left out
     python -m benchmarks.extraction              # prints the tables
@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks._results import environment, main
+from configs._language import language_model
 from jaxml.data import text
 from jaxml.language import (
     Documents,
@@ -43,10 +44,12 @@ from jaxml.language import (
     file_blocks,
     find_windows,
     from_offsets,
+    generate,
     join_documents,
     match_stream,
 )
 from jaxml.report import to_markdown
+from launch._language_model import make_model
 
 COMMAND = "python -m benchmarks.extraction --write"
 WINDOW = 50
@@ -56,6 +59,7 @@ REPEATS = 5
 BUILD_REPEATS = 2
 LARGE = (10_000_000, 100_000_000)
 STREAMED, STREAM_LIMIT = 600_000_000, 500_000_000
+ROWS, N_TOKENS, GENERATION_REPEATS = 64, 122, 3
 
 HASH = "jaxml window index (verified)"
 SUFFIX = "jaxml suffix array, counts"
@@ -192,6 +196,31 @@ def look_up_all(data: np.ndarray, built: dict[str, Any]) -> dict[str, list[float
     return seconds
 
 
+def generate_both() -> dict[str, list[float]]:
+    """Generates with and without the cache of keys and values in turns; returns CPU seconds.
+
+    The model is that of ``configs/_language.py`` without training; the draws must agree.
+    """
+    lm = language_model()
+    model = make_model(lm, lm.vocab_size)
+    prompts = np.tile(np.arange(6, dtype=np.int32), (ROWS, 1))
+    variables = jax.jit(model.init)(jax.random.key(0), prompts[:1])
+    keys = jax.random.split(jax.random.key(1), ROWS)
+    seconds, drawn = {"cache of keys and values": [], "a whole pass a token": []}, []
+    for repeat in range(GENERATION_REPEATS + 1):
+        for name, which in zip(seconds, (model, model.apply), strict=True):
+            elapsed, tokens = timed(
+                generate, keys, which, variables, prompts, n_tokens=N_TOKENS, batch_size=ROWS
+            )  # fmt: skip
+            drawn.append(tokens)
+            if repeat:  # the first one compiles
+                seconds[name].append(elapsed)
+    # A logit that is rounded otherwise may change a draw, and with it the rest of its row.
+    if np.mean(drawn[0] == drawn[1]) < 0.95:
+        raise AssertionError("the two ways draw other tokens")
+    return seconds
+
+
 def peak() -> int:
     """The most memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -290,6 +319,20 @@ def bound_rows(build: dict, look_up: dict, stream: dict) -> list[dict]:
     return rows
 
 
+def generation_rows(seconds: dict) -> list[dict]:
+    """Lists tokens per second, and how much faster the cache is."""
+    slow = np.array(list(seconds.values())[-1])
+    return [
+        {
+            "way": name,
+            "CPU s": spread(s),
+            "tokens/s": float(ROWS * N_TOKENS / np.median(s)),
+            "times the slow one": spread(slow / np.array(s)),
+        }
+        for name, s in seconds.items()
+    ]
+
+
 def report() -> str:
     """Measures everything and returns the section."""
     start = time.perf_counter()
@@ -304,6 +347,7 @@ def report() -> str:
     data = source(SIZE)
     build, built = build_all(data)
     look_up = look_up_all(data, built)
+    generation = generate_both()
     minutes = (time.perf_counter() - start) / 60
     optional = [p for p in ("tokengrams", "pydivsufsort") if importlib.util.find_spec(p)]
     head = environment(COMMAND, packages=("jax", "numpy", *optional), notes=NOTES)
@@ -317,7 +361,7 @@ def report() -> str:
         for name, s in look_up.items()
     ]  # fmt: skip
     return f"""\
-## Extraction: the index
+## Extraction: the index and generation
 
 {head}- whole run: {minutes:.1f} minutes; figures are "median (smallest to largest)"
 
@@ -350,6 +394,13 @@ half of them with one byte changed, in a process of its own that is to take less
 file.
 
 {to_markdown([stream])}
+### Generation
+
+{ROWS} rows of {N_TOKENS} tokens after 6, by the model of the tiny config (0.54 M parameters), from
+the 40 likeliest; {GENERATION_REPEATS} repeats; both ways draw the same tokens. Without a cache each
+token takes a pass over the whole row.
+
+{to_markdown(generation_rows(generation))}
 ### Bounds
 
 The bound on the build was set on the faster of numpy and divsufsort.

@@ -26,6 +26,9 @@ PAPERS = {
     "shadow": "Shadow learning: a federated backdoor defence that survives continual training",
     "zonodual": "ZonoDual: certified bounds for ReLU networks",
     "private_ols": "Private least squares: an error that does not depend on the condition number",
+    "gcq": "GCQ: prompts found by asking, and what they cost",
+    "extraction": "Extraction: how much of its training data a language model gives away",
+    "datacomp": "DataComp: filter the pool, train the fixed recipe, score zero-shot",
 }
 
 

@@ -16,6 +16,7 @@ import numpy.typing
 
 from jaxml.language.documents import MAX_TOKENS, SEPARATOR, Documents
 from jaxml.language.window_index import (
+    Windows,
     check_width,
     distinct_windows,
     join_key,
@@ -116,12 +117,14 @@ def match_stream(
         began = int(starts[-1]) - len(piece)
         n_tokens += len(piece) - len(separators)
         carried = text[len(piece) : len(piece) + window - 1]
+    return StreamMatch(*at_tokens(probes, count, document, offset), n_tokens)
+
+
+def at_tokens(probes: Windows, count, document, offset) -> Iterator[np.ndarray]:
+    """Takes what was found of each distinct window to the tokens at which it starts."""
     # Entry -1, no window, takes what is put at the end.
-    columns = (
-        np.append(a, none)[probes.entry]
-        for a, none in zip((count, document, offset), (0, -1, -1), strict=True)
-    )
-    return StreamMatch(*columns, n_tokens)
+    for column, none in ((count, 0), (document, -1), (offset, -1)):
+        yield np.append(column, none)[probes.entry]
 
 
 @functools.partial(jax.jit, static_argnames="window")

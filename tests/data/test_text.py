@@ -104,3 +104,48 @@ def test_bad_input(monkeypatch):
 def test_the_import_is_light():
     code = "import sys, jaxml.data.text; assert not {'jax', 'scipy', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return text.load("stdlib", max_bytes=600_000)
+
+
+def test_pieces_are_one_of_each_document_in_whole_lines(small):
+    pieces = text.pieces(3, small, n_bytes=900)
+    by_name = dict(zip(small.names, documents(small), strict=True))
+    long = {name for name, document in by_name.items() if len(document) >= 900}
+    assert set(pieces.names) == long and list(pieces.names) != sorted(long)
+    for name, piece in zip(pieces.names, documents(pieces), strict=True):
+        before, found, _ = by_name[name].partition(piece)
+        assert found and len(piece) <= 900
+        assert b"\n" not in piece or (piece.endswith(b"\n") and before[-1:] in (b"", b"\n"))
+    again, other = text.pieces(3, small, n_bytes=900), text.pieces(4, small, n_bytes=900)
+    assert again.names == pieces.names and np.array_equal(again.text, pieces.text)
+    assert other.names != pieces.names
+
+
+def test_excerpts_occur_once_and_go_to_their_levels(small):
+    excerpts = text.excerpts(0, small, n_per_level=3, levels=(1, 5), n_bytes=320)
+    assert excerpts.copies.tolist() == [1] * 3 + [5] * 3
+    assert excerpts.names[0] == "excerpt/1/0" and excerpts.names[-1] == "excerpt/5/2"
+    whole = small.text.tobytes()
+    for document in excerpts.documents:
+        assert 160 <= len(document) <= 320
+        assert whole.count(document) == 1
+        assert all(whole.count(document[i : i + 64]) == 1 for i in range(0, len(document), 64))
+    again = text.excerpts(0, small, n_per_level=3, levels=(1, 5), n_bytes=320)
+    assert again.documents == excerpts.documents
+
+
+def test_bad_pieces_and_excerpts_are_refused(small):
+    for options, message in (
+        ({"n_bytes": 0}, "n_bytes must be positive"),
+        ({"n_bytes": 10**9}, "more than any document has"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            text.pieces(0, small, **options)
+    with pytest.raises(ValueError, match="must have 4000 pieces of 300 bytes"):
+        text.excerpts(0, small, n_per_level=4000, levels=(1,), n_bytes=300)
+    with pytest.raises(ValueError, match="levels must be positive"):
+        text.excerpts(0, small, n_per_level=1, levels=(0,), n_bytes=300)

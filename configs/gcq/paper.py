@@ -1,0 +1,27 @@
+"""Experiment card: GCQ with the paper's numbers, on models of the user's own.
+
+Paper:     Hayase, Borevkovic, Carlini, Tramer & Nasr, Query-Based Adversarial Prompt Generation,
+           NeurIPS 2024 (gpt-3.5-turbo-instruct, 574 strings, proxy Mistral-7B).
+Expected:  paper: 28 % by initialisation alone, 79.6 % within 0.10 dollars a target and 86 % within
+           0.20 (second-hand); not run here.
+Hardware:  one accelerator with room for target and proxy; the candidates are split over a mesh.
+Time:      8192 neighbours of 50 tokens through a proxy of 7 billion parameters are about 6 PFLOP a
+           step.
+Command:   python -m launch.gcq --config=paper --targets_file=targets.txt --workdir=out/gcq_paper
+"""
+
+from configs.gcq import tiny
+
+
+def get_config():
+    """Returns the config: the paper's batches and buffer."""
+    c = tiny.get_config()
+    c.proxy_batch = 8192
+    c.query_batch = 32
+    c.buffer_size = 128
+    c.expand = "best"
+    c.max_queries = 50_000
+    c.top_k = 256
+    c.gcg_batch = 512
+    c.n_tries = 64
+    return c
