@@ -212,10 +212,13 @@ def claims(config, init_success, outcomes, bias: Bias, evasions: Evasion) -> lis
     n = len(init_success)
     seeds = f"{config.seeds} seed{'s' * (config.seeds > 1)}, {n} targets"
 
-    def add(claim, paper_value, value, baseline, holds, *, seeds=seeds, spread=""):
+    def add(claim, paper_value, value, baseline, holds, *, seeds=seeds, spread="", reason=""):
         found.append(
-            report.Claim(claim, PAPER, paper_value, value, baseline, seeds, spread, bool(holds))
-        )
+            report.Claim(
+                claim, PAPER, paper_value, value, baseline, seeds, spread, bool(holds),
+                reason=reason,
+            )
+        )  # fmt: skip
 
     def rate(name):
         return np.mean([o.solved for o in select(outcomes, name)])
@@ -239,6 +242,8 @@ def claims(config, init_success, outcomes, bias: Bias, evasions: Evasion) -> lis
             "86 % within 0.20 dollars (second-hand; m = 20)",
             f"{rate('gcq'):.1%}", f"{bounds.success:.0%}", rate("gcq") >= bounds.success,
             spread=each("gcq"),
+            reason="Some sentences resist every search within this budget and length, GCG with "
+            "the gradient of the audited model included: so small a model copies unsurely.",
         )  # fmt: skip
     for proxy, text in (("gcq", "a proxy"), ("gcq, ideal proxy", "the target as its own proxy")):
         if {proxy, "random"} <= names:
@@ -252,6 +257,8 @@ def claims(config, init_success, outcomes, bias: Bias, evasions: Evasion) -> lis
                     f"{ratio:.2f} of them; {better}, solved by both",
                     f"{bounds.queries_of_random:g}", ratio <= bounds.queries_of_random,
                     spread=f"median of ratios {np.median(ours / theirs):.2f}",
+                    reason="Few targets are left to compare on. Our best guess, not measured: the "
+                    "proxy, which has read other text, ranks neighbours poorly.",
                 )  # fmt: skip
     if {"gcq", "transfer"} <= names:
         add(
@@ -323,13 +330,7 @@ def notes(config, round_trip_init, outcomes) -> list[str]:
             f"{sum(~np.asarray(round_trip_init))} repeated targets do not survive the way through "
             "text themselves."
         )
-    gcq, gcg = ({o.target for o in select(outcomes, s) if o.solved} for s in ("gcq", "GCG"))
     never = {o.target for o in outcomes} - {o.target for o in outcomes if o.solved}
     if never:
-        found.append(
-            f"No search, white-box or not, finds a prompt for: {', '.join(sorted(never))}. It is "
-            "the model that does not copy these, not the proxy that misleads."
-            if gcg and not (gcq & never)
-            else f"No search finds a prompt for: {', '.join(sorted(never))}."
-        )
+        found.append(f"No search finds a prompt for: {', '.join(sorted(never))}.")
     return found

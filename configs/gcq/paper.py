@@ -1,9 +1,11 @@
-"""Experiment card: GCQ with the paper's numbers, on models of the user's own.
+"""Experiment card: GCQ with the batches and the buffer of the paper.
 
 Paper:     Hayase, Borevkovic, Carlini, Tramer & Nasr, Query-Based Adversarial Prompt Generation,
            NeurIPS 2024 (gpt-3.5-turbo-instruct, 574 strings, proxy Mistral-7B).
 Expected:  paper: 28 % by initialisation alone, 79.6 % within 0.10 dollars a target and 86 % within
            0.20 (second-hand); not run here.
+           The launcher audits the study's own model; weights of yours go through the library
+           (`language.run_search` with `LogprobOracle`, or `TopKBiasOracle` on your server).
 Hardware:  one accelerator with room for target and proxy; the candidates are split over a mesh.
 Time:      8192 neighbours of 50 tokens through a proxy of 7 billion parameters are about 6 PFLOP a
            step.
