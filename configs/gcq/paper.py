@@ -5,7 +5,7 @@ Paper:     Hayase, Borevkovic, Carlini, Tramer & Nasr, Query-Based Adversarial P
 Expected:  paper: 28 % by initialisation alone, 79.6 % within 0.10 dollars a target and 86 % within
            0.20 (second-hand); not run here.
            The launcher audits the study's own model; weights of yours go through the library
-           (`language.run_search` with `LogprobOracle`, or `TopKBiasOracle` on your server).
+           (`language.run_search` with `LogprobOracle`; `completions_top_k` asks a server of yours).
 Hardware:  one accelerator with room for target and proxy; the candidates are split over a mesh.
 Time:      8192 neighbours of 50 tokens through a proxy of 7 billion parameters are about 6 PFLOP a
            step.
