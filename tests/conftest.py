@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import jax
+import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
@@ -21,3 +22,14 @@ def pytest_configure(config):
     if config.option.markexpr == "not heavy":
         jax.config.update("jax_disable_most_optimizations", True)
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+    """Drops compiled programs after each file.
+
+    A process may hold 65530 memory maps, by default, and each program takes some: thousands of them
+    end in a segmentation fault inside the compiler.
+    """
+    yield
+    jax.clear_caches()
