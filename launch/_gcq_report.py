@@ -242,8 +242,10 @@ def claims(config, init_success, outcomes, bias: Bias, evasions: Evasion) -> lis
             "86 % within 0.20 dollars (second-hand; m = 20)",
             f"{rate('gcq'):.1%}", f"{bounds.success:.0%}", rate("gcq") >= bounds.success,
             spread=each("gcq"),
+            # Known to fall short, not to do nothing.
             reason="Some sentences resist every search within this budget and length, GCG with "
-            "the gradient of the audited model included: so small a model copies unsurely.",
+            "the gradient of the audited model included: so small a model copies unsurely."
+            if rate("gcq") > share else "",
         )  # fmt: skip
     for proxy, text in (("gcq", "a proxy"), ("gcq, ideal proxy", "the target as its own proxy")):
         if {proxy, "random"} <= names:
@@ -257,7 +259,10 @@ def claims(config, init_success, outcomes, bias: Bias, evasions: Evasion) -> lis
                     f"{ratio:.2f} of them; {better}, solved by both",
                     f"{bounds.queries_of_random:g}", ratio <= bounds.queries_of_random,
                     spread=f"median of ratios {np.median(ours / theirs):.2f}",
-                    reason="Few targets are left to compare on. Our best guess, not measured: the "
+                    # Known not to save queries; to cost many more would be news.
+                    reason=""
+                    if ratio > 1.5
+                    else "Few targets are left to compare on. Our best guess, not measured: the "
                     "proxy, which has read other text, ranks neighbours poorly.",
                 )  # fmt: skip
     if {"gcq", "transfer"} <= names:

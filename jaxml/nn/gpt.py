@@ -120,9 +120,9 @@ class GPT(nn.Module):
       positions: ``"learned"``, added to the embedding, or ``"rotary"``, which need an even
         ``width / heads``.
       token_shift: adds a linear map of the previous token's embedding to that of each token. Small
-        models learn to copy from their context within some hundred steps with it, and in ten times
-        as many without: half of the circuit (Olsson et al., "In-context Learning and Induction
-        Heads", 2022) is there from the start.
+        models learn to copy from their context within some hundred steps with it (two blocks of
+        width 128 had not after 1000 without): half of the circuit (Olsson et al., "In-context
+        Learning and Induction Heads", 2022) is there from the start.
       activation: inside the blocks; GPT-2's is the tanh form of gelu.
     """
 
