@@ -215,7 +215,8 @@ def claims(config, init_success, outcomes, bias: Bias, evasions: Evasion) -> lis
     def add(claim, paper_value, value, baseline, holds, *, seeds=seeds, spread="", reason=""):
         found.append(
             report.Claim(
-                claim, PAPER, paper_value, value, baseline, seeds, spread, bool(holds),
+                claim, PAPER, paper_value, value, baseline, seeds, spread,
+                None if holds is None else bool(holds),
                 reason=reason,
             )
         )  # fmt: skip
@@ -240,30 +241,32 @@ def claims(config, init_success, outcomes, bias: Bias, evasions: Evasion) -> lis
         add(
             f"GCQ with a proxy succeeds within {config.max_queries} queries",
             "86 % within 0.20 dollars (second-hand; m = 20)",
-            f"{rate('gcq'):.1%}", f"{bounds.success:.0%}", rate("gcq") >= bounds.success,
+            f"{rate('gcq'):.1%}", f"{bounds.success:.0%}; initialisation, {share:.1%}", rate("gcq") >= bounds.success,
             spread=each("gcq"),
             # Known to fall short, not to do nothing.
             reason="Some sentences resist every search within this budget and length, GCG with "
             "the gradient of the audited model included: so small a model copies unsurely."
-            if rate("gcq") > share else "",
+            if rate("gcq") >= max(share, 0.5) else "",
         )  # fmt: skip
     for proxy, text in (("gcq", "a proxy"), ("gcq, ideal proxy", "the target as its own proxy")):
         if {proxy, "random"} <= names:
             ours, theirs = common_queries(outcomes, proxy, "random")
             if len(ours):
                 ratio = ours.sum() / theirs.sum()
+                enough = len(ours) >= bounds.fewest_pairs
                 better = f"fewer on {(ours < theirs).sum()} of {len(ours)}"
                 add(
                     f"GCQ with {text} needs at most half the queries of random search",
                     "not in the paper as a number",
                     f"{ratio:.2f} of them; {better}, solved by both",
-                    f"{bounds.queries_of_random:g}", ratio <= bounds.queries_of_random,
+                    f"{bounds.queries_of_random:g}",
+                    ratio <= bounds.queries_of_random if enough else None,
                     spread=f"median of ratios {np.median(ours / theirs):.2f}",
                     # Known not to save queries; to cost many more would be news.
                     reason=""
-                    if ratio > 1.5
-                    else "Few targets are left to compare on. Our best guess, not measured: the "
-                    "proxy, which has read other text, ranks neighbours poorly.",
+                    if enough and np.median(ours / theirs) > 2
+                    else "A search that is not over at once is over within some tens of queries "
+                    "or, within this budget, never; few targets are left to compare on.",
                 )  # fmt: skip
     if {"gcq", "transfer"} <= names:
         add(
@@ -324,8 +327,8 @@ def notes(config, round_trip_init, outcomes) -> list[str]:
         "the target, token by token; a low loss is neither needed nor enough.",
         "What the proxy computes is free here, and counted nowhere. GCG and the gradient form of "
         "position first read gradients of the target itself, one a step, which no oracle gives.",
-        f"The audited model is the {config.audited!r} of the extraction study, the proxy the other "
-        "one: both learnt from disjoint halves of one corpus with one tokenizer.",
+        "The audited model and the proxy have one architecture and one tokenizer, and have read "
+        "disjoint parts of one corpus.",
         "A transferred prompt costs the target one query; the proxy's queries are not counted.",
         "Ratios of queries are of sums over the targets that both searches solve and that "
         "initialisation does not.",

@@ -6,7 +6,7 @@ proxy model, and counts every query. Then for suffixes that a detector of licenc
   python -m launch.gcq --workdir=out/gcq
   python -m launch.gcq --targets_file=targets.txt --searches=gcq,random --workdir=out/gcq_mine
 
-The models are those of the extraction study, trained once with --cache_dir. Only models on this
+The models are of the extraction study's recipe, trained once with --cache_dir. Only models on this
 machine are asked. A run that is killed goes on from its last step with --resume.
 """
 

@@ -51,7 +51,10 @@ def test_every_search_has_an_outcome_for_every_target(finished):
     assert max(row["queries"] for row in rows) <= 12
     assert {row["queries"] for row in rows if row["search"] == "transfer"} == {1}
     assert {"success_against_queries", "evasion_against_queries"} <= set(result.figures)
-    assert all(isinstance(claim.holds, bool) and claim.value for claim in result.claims)
+    assert all(claim.value for claim in result.claims)
+    # Two sentences are too few to compare queries on.
+    unsure = [claim.claim for claim in result.claims if claim.holds is None]
+    assert all("half the queries" in claim for claim in unsure)
     assert result.tables["top-k interface"][0]["same prompts"] == "2 of 2"
     saved = artifacts.load_json(workdir / "artifacts" / "gcq" / "result.json")
     assert [o["queries"] for o in saved] == [r["queries"] for r in rows if r["search"] == "gcq"]
