@@ -241,7 +241,8 @@ def claims(config, init_success, outcomes, bias: Bias, evasions: Evasion) -> lis
         add(
             f"GCQ with a proxy succeeds within {config.max_queries} queries",
             "86 % within 0.20 dollars (second-hand; m = 20)",
-            f"{rate('gcq'):.1%}", f"{bounds.success:.0%}; initialisation, {share:.1%}", rate("gcq") >= bounds.success,
+            f"{rate('gcq'):.1%}", f"{bounds.success:.0%}; initialisation, {share:.1%}",
+            rate("gcq") >= bounds.success,
             spread=each("gcq"),
             # Known to fall short, not to do nothing.
             reason="Some sentences resist every search within this budget and length, GCG with "
