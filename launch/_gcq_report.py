@@ -267,7 +267,8 @@ def claims(config, init_success, outcomes, bias: Bias, evasions: Evasion) -> lis
                     reason=""
                     if enough and np.median(ours / theirs) > 2
                     else "A search that is not over at once is over within some tens of queries "
-                    "or, within this budget, never; few targets are left to compare on.",
+                    "or, within this budget, never: few targets are left to compare on, and a "
+                    "proxy that has read other text has little to save there.",
                 )  # fmt: skip
     if {"gcq", "transfer"} <= names:
         add(

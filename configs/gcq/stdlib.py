@@ -1,4 +1,4 @@
-"""Experiment card: GCQ on three times the sentences, with three seeds and an ideal proxy beside.
+"""Experiment card: GCQ on three times the sentences, with the queries that its goal was set on.
 
 Paper:     Hayase, Borevkovic, Carlini, Tramer & Nasr, Query-Based Adversarial Prompt Generation,
            NeurIPS 2024 (gpt-3.5-turbo-instruct, 574 strings, proxy Mistral-7B).
@@ -12,7 +12,7 @@ from configs.gcq import tiny
 
 
 def get_config():
-    """Returns the config: ``tiny`` with 24 more sentences, of 8 to 16 tokens, and three seeds."""
+    """Returns the config: ``tiny`` with 24 more sentences, of 8 to 16 tokens, and 5,000 queries."""
     c = tiny.get_config()
     c.targets = (
         *c.targets,
@@ -41,6 +41,5 @@ def get_config():
         "the children play in the park",
         "thank you for your help",
     )
-    c.seeds = 3
-    c.searches = ("gcq", "gcq, ideal proxy", "random", "position first", "GCG", "transfer")
+    c.max_queries = 5000
     return c

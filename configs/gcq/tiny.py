@@ -2,17 +2,21 @@
 
 Paper:     Hayase, Borevkovic, Carlini, Tramer & Nasr, Query-Based Adversarial Prompt Generation,
            NeurIPS 2024 (gpt-3.5-turbo-instruct, 574 strings, proxy Mistral-7B).
-Expected:  paper: 28 % by initialisation alone, 86 % within 0.20 dollars (second-hand). Here, 12
-           targets of 6 to 13 tokens, 1,000 queries, three models (--seed 0, 1, 2), solved of 12:
-             the repeated target alone 9, 8, 4; from there GCQ 10, 10, 10; random search 9, 11, 10;
-             position first 10, 11, 10; white-box GCG 10, 10, 11; transfer 9, 9, 4; from a random
-             start none
-             queries of GCQ, of those of random search, where both had to search: 0.76 and 1.88
-             (2 and 6 targets; medians of ratios 1.12 and 0.92): half of them does not hold
+Expected:  paper: 28 % by initialisation alone, 86 % within 0.20 dollars (second-hand). Here, three
+           models (--seed 0, 1, 2), 12 targets of 6 to 13 tokens, 500 queries, 3 seeds of the
+           searches, solved of 36:
+             the repeated target alone 27, 24, 12; from there GCQ 29, 32, 30; random search 29, 30,
+             29; position first 30, 32, 30; white-box GCG 30, 30, 30; transfer 27, 25, 12; from a
+             random start none
+             queries of GCQ, of those of random search, where both had to search: 0.03, 0.44, 0.92
+             (on 1, 6, 17 pairs), so the goal of half does not hold; with the audited model as its
+             own proxy 0.03, 0.44, 0.30, so it does
+             through the 5 likeliest tokens and a bias: the same prompts, 1.09 to 1.10 calls a
+             token; giving up early saves 17 to 19 %
            Detector: 0 % evade as they are, 64, 78, 60 % with a universal suffix found position
            first, 58, 72, 56 % with one found at random (5 seeds each, ahead in 5, 4, 4).
 Hardware:  2 CPU cores.
-Time:      75 CPU seconds once the models are cached; 2 minutes more to train those.
+Time:      150 CPU seconds once the models are cached; 2 minutes more to train those.
 Command:   python -m launch.gcq --config=tiny --workdir=out/gcq
 """
 
@@ -52,6 +56,7 @@ def get_config() -> ConfigDict:
     # The searches, each with this many target queries for each target and seed.
     c.searches = (
         "gcq",
+        "gcq, ideal proxy",  # the audited model ranks for itself: a bound on what proxies can do
         "random",
         "position first",
         "position first, gradient",
@@ -59,8 +64,8 @@ def get_config() -> ConfigDict:
         "transfer",
         "random, random init",
     )
-    c.max_queries = 1000
-    c.seeds = 1
+    c.max_queries = 500
+    c.seeds = 3
     c.suffix_len = 20
     c.init = "repeat_target"  # or "random"
     c.round_trip = True  # only prompts that survive the way through text
