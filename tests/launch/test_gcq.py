@@ -26,7 +26,8 @@ def small(**changes):
     )  # fmt: skip
     config.update(
         targets=("a b", "hello"), seeds=1, max_queries=12, suffix_len=6, buffer_size=4,
-        query_batch=4, proxy_batch=8, n_tries=2, top_k=4, gcg_batch=6, transfer_steps=1, bias_steps=1,
+        query_batch=4, proxy_batch=8, n_tries=2, top_k=4, gcg_batch=6, transfer_steps=1,
+        bias_steps=1,
         searches=SEARCHES,
     )  # fmt: skip
     config.update(changes)
