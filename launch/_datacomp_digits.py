@@ -6,11 +6,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxml import curation
-from jaxml.core.rng import named_key
+from jaxml.core.rng import named_key, numpy_generator
 
 KINDS = ("right", "wrong", "junk", "foreign", "small", "elsewhere")
 SIDE = 8
@@ -259,11 +258,12 @@ def masks(
     text = curation.language_mask(columns, "language") & curation.entity_mask(
         columns["text"], frozenset(WORDS)
     )
-    threshold = np.sort(scores.l14)[::-1][max(int(n * laion_fraction) - 1, 0)]
+    place = max(int(n * laion_fraction), 1)
+    threshold = curation.kth_largest([scores.l14], place, dtype=scores.l14.dtype)
     laion = curation.laion_mask(
         columns, language="language", scores="clip_l14_similarity_score", threshold=threshold
     )
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(named_key(key, "controls"))))
+    rng = numpy_generator(named_key(key, "controls"))
     found = {
         "none": np.ones(n, bool),
         "random": _some(rng, np.ones(n, bool), clip.sum()),

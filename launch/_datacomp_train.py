@@ -67,7 +67,7 @@ def train(key, config, folders, weights, out: pathlib.Path, writer, mesh) -> dic
       config: see ``configs/datacomp``.
       folders: of tars.
       weights: of the folders, or None.
-      out: gets ``model.safetensors``, and ``checkpoints/`` on the way.
+      out: gets ``model.safetensors``, and ``checkpoints/`` and ``losses.json`` on the way.
       writer: told of each step.
       mesh: over which batches are split, and states with ``split_state``.
 
@@ -89,9 +89,14 @@ def train(key, config, folders, weights, out: pathlib.Path, writer, mesh) -> dic
     )  # fmt: skip
     state = init(named_key(key, "train"))
     saves = out / "checkpoints"
-    first = checkpoint.latest_step(saves) or 0
+    first, losses = checkpoint.latest_step(saves) or 0, []
+    curve = out / "losses.json"
     if first:
         state = checkpoint.restore(saves, first, state)
+        if curve.exists():
+            # It is written ahead of the checkpoint, so it may go on beyond it.
+            seen = first * recipe.batch_size
+            losses = [row for row in artifacts.load_json(curve) if row["samples seen"] <= seen]
     step = curation.make_train_step(
         setup.model, optimizer, loss=loss, n_parts=config.grad_parts, mesh=mesh,
         split=config.split_state,
@@ -117,7 +122,6 @@ def train(key, config, folders, weights, out: pathlib.Path, writer, mesh) -> dic
         )
 
     writer.stage("train", recipe.n_steps)
-    losses = []
     threads = concurrent.futures.ThreadPoolExecutor
     with threads(config.decode_threads) as pool, threads(1) as ahead:
         # One batch is read while the device computes on the one before it.
@@ -134,6 +138,8 @@ def train(key, config, folders, weights, out: pathlib.Path, writer, mesh) -> dic
                 losses.append({"samples seen": done * recipe.batch_size, "loss": value})
                 writer.step(done, loss=value, scale=float(jnp.exp(info.log_scale)))
             if done % every == 0 and done < recipe.n_steps:
+                if jax.process_index() == 0:
+                    artifacts.save_json(curve, losses)
                 checkpoint.save(saves, done, state)
     variables = state.variables
     if mesh is not None:  # whole on each device, for no process sees the parts of all

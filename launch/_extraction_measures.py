@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxml import language
-from jaxml.core.rng import named_key
+from jaxml.core.rng import named_key, numpy_generator
 from jaxml.data import text, tokenizers
 from launch._extraction_target import Target, is_given
 
@@ -217,8 +217,6 @@ def _by_level(windows, target, hits, config) -> list[dict[str, Any]]:
 def _discoverable(target, variables, tokens, config) -> list[dict[str, Any]]:
     """Counts sequences of the corpus that are discoverable, extractable, both or neither."""
     length = config.prefix_length + config.suffix_length
-    if length >= target.context:
-        return []
     level = levels(config, target.corpus.names)
     sequences, of_level = [], []
     for chosen in np.unique(level):
@@ -227,10 +225,13 @@ def _discoverable(target, variables, tokens, config) -> list[dict[str, Any]]:
             names = {target.corpus.names[i]: i for i in numbers}
             numbers = sorted(names.values())
         documents = [np.asarray(target.corpus.read(i)) for i in numbers]
-        places = [(i, s) for i, d in enumerate(documents) for s in range(len(d) - length + 1)]
+        n_places = np.array([max(len(d) - length + 1, 0) for d in documents])
+        ends = np.cumsum(n_places)
         # Evenly from all of them.
-        picks = np.linspace(0, len(places) - 1, min(config.n_sequences, len(places)))
-        for i, start in (places[round(p)] for p in picks):
+        n = min(config.n_sequences, int(ends[-1]))
+        picks = np.linspace(0, ends[-1] - 1, n).round().astype(np.int64)
+        for i, place in zip(np.searchsorted(ends, picks, side="right"), picks, strict=True):
+            start = place - (ends[i] - n_places[i])
             sequences.append(documents[i][start : start + length])
             of_level.append(int(chosen))
     if not sequences:
@@ -305,7 +306,7 @@ def estimate(key, matched, config) -> dict[str, Any]:
         for name, estimator in _estimators(key, 1.0).items()
     ]
     halves = []
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(named_key(key, "halves"))))
+    rng = numpy_generator(named_key(key, "halves"))
     for i in range(config.n_halves):
         number = np.full(n, -1)
         chosen = rng.permutation(n)[:half]
@@ -547,6 +548,8 @@ def _share_of_first(matched, n_tokens: int, config) -> float:
 
     Short texts have fewer windows, so rates can be compared at equal lengths only.
     """
+    if not n_tokens:
+        return 0.0
     starts = np.zeros((config.generation_seeds * config.n_generations, n_tokens), bool)
     whole = matched["start"] <= n_tokens - config.window
     starts[matched["generation"][whole], matched["start"][whole]] = True

@@ -214,9 +214,9 @@ def _match_claims(config, m) -> list[report.Claim]:
         "not in the paper", ", ".join(f"{rate:.3g}" for rate in rates) + " %", "never rises",
         all(np.diff(rates) <= 0),
     )  # fmt: skip
-    levels = m.get("by level")
-    if levels:
-        body, planted = levels[0], levels[1:]
+    levels = m.get("by level", ())
+    planted = [row for row in levels if row["planted"]]  # none if all are shorter than a window
+    if planted:
         most = planted[-1]
         add(
             f"Excerpts planted {most['planted']} times: windows extracted",
@@ -224,12 +224,14 @@ def _match_claims(config, m) -> list[report.Claim]:
             f"{b.most_planted:g} %", np.median(most["by seed"]) >= b.most_planted,
             _range(most["by seed"], " %"),
         )  # fmt: skip
+    for body in (row for row in levels if not row["planted"]):
         add(
             "Windows of the text that occur once: extracted",
             "not in the paper",
             f"{np.median(body['by seed']):.3f} %", f"at most {b.body:g} %",
             np.median(body["by seed"]) <= b.body, _range(body["by seed"], " %"),
         )  # fmt: skip
+    if planted:
         curve = [row["extracted, %"] for row in planted]
         add(
             "The rate rises with duplication, "

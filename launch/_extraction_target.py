@@ -122,14 +122,8 @@ def _given(config) -> Target:
     elif tokenizer is None:
         raise ValueError("prompts: without a tokenizer give a .npy file of ids, from other text")
     else:
-        topics = text.load("topics")
-        held_out = tokenizers.encode(
-            tokenizer,
-            [
-                topics.text[a:b].tobytes().decode()
-                for a, b in zip(topics.offsets, topics.offsets[1:], strict=False)
-            ],
-        )
+        topics = text.split(text.load("topics"))
+        held_out = tokenizers.encode(tokenizer, [topic.decode() for topic in topics])
     return Target(
         tokenizer, corpus, held_out, model, context, bos, lambda: (variables, None), facts
     )
@@ -142,15 +136,15 @@ def _given_model(config):
         folder = pathlib.Path(config.huggingface)
         file = folder / "tokenizer.json"
         tokenizer = tokenizers.load(file) if file.exists() else None
-        return nn.GPT(**kwargs), variables, tokenizer, _sizes(folder.glob("*.safetensors"))
+        return nn.GPT(**kwargs), variables, tokenizer, _digests(folder.glob("*.safetensors"))
     model = _networks.given_module(config)
     example = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     like = jax.eval_shape(model.init, jax.random.key(0), example)
     variables = artifacts.load_tree(config.checkpoint, like)
-    return model, variables, None, _sizes([pathlib.Path(config.checkpoint)])
+    return model, variables, None, _digests([pathlib.Path(config.checkpoint)])
 
 
-def _sizes(paths) -> dict[str, str]:
+def _digests(paths) -> dict[str, str]:
     found = {}
     for path in sorted(paths):
         with path.open("rb") as file:

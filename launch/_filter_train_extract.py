@@ -6,9 +6,10 @@ import itertools
 import jax
 import numpy as np
 
-from jaxml import curation, language, nn, report, train
+from jaxml import curation, language, report, train
 from jaxml.core.rng import named_key
 from jaxml.data import text, tokenizers
+from launch import _language_model
 
 ALL, DEDUPLICATED = "trained on all", "trained without duplicates"
 NOTE = (
@@ -27,15 +28,12 @@ def prepare(c, mesh):
         "adamw", learning_rate=c.learning_rate, n_steps=c.steps, schedule="cosine",
         warmup_steps=c.steps // 20, weight_decay=c.weight_decay,
     )  # fmt: skip
-    model = nn.GPT(
-        c.vocab_size, context=c.context, width=c.width, hidden=(4 * c.width,) * c.depth,
-        heads=c.heads, positions="rotary", token_shift=True,
-    )  # fmt: skip
+    model = _language_model.make_model(c, c.vocab_size)
 
     def measure(key, seed):
         draw = int(jax.random.randint(named_key(key, "pool"), (), 0, 2**31 - 1))
         pool, excerpts, held_out = make_pool(c, source, draw)
-        documents = _split(pool)
+        documents = text.split(pool)
         tokenizer = tokenizers.train_bpe(map(_decode, documents), vocab_size=c.vocab_size)
         bos = tokenizers.bos_id(tokenizer)
         ids, planted, unseen = (
@@ -79,7 +77,7 @@ def prepare(c, mesh):
 def make_pool(c, source, seed):
     """Returns a pool with planted excerpts, the excerpts, and documents outside the pool."""
     pieces = text.pieces(seed, source, n_bytes=c.piece_bytes)
-    queue = iter(zip(pieces.names, _split(pieces), strict=True))
+    queue = iter(zip(pieces.names, text.split(pieces), strict=True))
     used = set()
 
     def take(n_bytes):
@@ -93,16 +91,12 @@ def make_pool(c, source, seed):
         return taken
 
     body, held_out = take(c.body_bytes), take(c.held_out_bytes)
-    rest = {n: d for n, d in zip(source.names, _split(source), strict=True) if n not in used}
+    rest = {n: d for n, d in zip(source.names, text.split(source), strict=True) if n not in used}
     excerpts = text.excerpts(
         seed, text.join(list(rest.values()), list(rest)), n_per_level=c.excerpts_per_level,
         levels=tuple(c.levels), n_bytes=c.excerpt_bytes,
     )  # fmt: skip
     return text.plant(seed, text.join(body), excerpts), excerpts, held_out
-
-
-def _split(corpus: text.Corpus) -> list[bytes]:
-    return [corpus.text[a:b].tobytes() for a, b in itertools.pairwise(corpus.offsets)]
 
 
 def _decode(document: bytes) -> str:

@@ -12,9 +12,9 @@ import optax
 from flax import linen as nn
 
 from jaxml import train
+from jaxml.core.chunk import row_blocks
 from jaxml.core.rng import named_key
 from jaxml.data import text, tokenizers
-from jaxml.language.lm_scores import row_blocks
 from jaxml.train.losses import Metrics
 
 # Packages that jaxml requires, so that they are there; each comes with its licence.

@@ -1,7 +1,6 @@
 """The language model that an audit works on, with all that it read and a control that did not."""
 
 import hashlib
-import itertools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -83,9 +82,9 @@ def make_model(lm, vocab_size: int) -> nn.GPT:
 def make_texts(lm) -> Texts:
     """Splits the corpus by documents, plants excerpts and canaries, and encodes everything."""
     corpus = text.load(lm.corpus)
-    documents = dict(zip(corpus.names, _split(corpus), strict=True))
+    documents = dict(zip(corpus.names, text.split(corpus), strict=True))
     pieces = text.pieces(0, corpus, n_bytes=lm.piece_bytes)
-    queue = list(zip(pieces.names, _split(pieces), strict=True))
+    queue = list(zip(pieces.names, text.split(pieces), strict=True))
 
     def take(n_bytes: int) -> list[bytes]:
         taken, size = [], 0
@@ -115,15 +114,11 @@ def make_texts(lm) -> Texts:
     planted = text.plant(0, text.join(body), excerpts, canaries)
     groups = [
         [document.decode(errors="replace") for document in group]
-        for group in (_split(planted), control, held_out)
+        for group in (text.split(planted), control, held_out)
     ]
     tokenizer = tokenizers.train_bpe(groups[0] + groups[1], vocab_size=lm.vocab_size)
     ids = [tokenizers.encode(tokenizer, group) for group in groups]
     return Texts(tokenizer, ids[0], planted.names, ids[1], ids[2])
-
-
-def _split(corpus: text.Corpus) -> list[bytes]:
-    return [corpus.text[a:b].tobytes() for a, b in itertools.pairwise(corpus.offsets)]
 
 
 def train_or_load(key, lm, model, texts: Texts, documents, name: str, writer) -> dict:

@@ -24,7 +24,7 @@ def prepare(c, mesh):
     """Returns ``measure(key, pair) -> rows``."""
     dataset = data.load(c.dataset)
     model = nn.build("mlp", width=c.width, depth=c.depth, n_classes=dataset.n_classes)
-    optimizer = train.make_optimizer("adam", learning_rate=c.learning_rate, n_steps=1)
+    optimizer = train.make_optimizer("adam", learning_rate=c.learning_rate)
     x, y = jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)
 
     def measure(key, pair):

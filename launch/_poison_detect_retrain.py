@@ -26,7 +26,7 @@ def prepare(c, mesh):
     """Returns ``measure(key, seed) -> rows``."""
     dataset = data.load(c.dataset)
     model = nn.build("mlp", width=c.width, depth=c.depth, n_classes=dataset.n_classes)
-    optimizer = train.make_optimizer("adam", learning_rate=c.learning_rate, n_steps=1)
+    optimizer = train.make_optimizer("adam", learning_rate=c.learning_rate)
     trigger = triggers.make_trigger("patch", size=c.patch_size, position="top_left")
     fit = functools.partial(
         train.fit, n_epochs=c.epochs, batch_size=c.batch_size, epochs_per_call=c.epochs, mesh=mesh

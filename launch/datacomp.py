@@ -21,7 +21,7 @@ each stage the same flags:
 import pathlib
 
 from launch import _app
-from launch._datacomp_flags import check_filter_flags
+from launch._datacomp_flags import SCALES, check_filter_flags
 
 STAGES = ("pool", "filter", "reshard", "train", "eval", "aggregate")
 CHOICES = {
@@ -37,7 +37,6 @@ POSITIVE = (
     "train_seeds", "pool_size", "repeats", "width", "text_width", "embed", "points", "n_clusters",
     "grad_parts", "decode_threads", "eval_batch_size", "shard_size",
 )  # fmt: skip
-SCALES = ("tiny", "debug", "small", "medium", "large", "xlarge")
 
 
 def check(config):

@@ -46,6 +46,11 @@ def check(config):
             f"window must be at most n_tokens={config.n_tokens}, what a generation has, "
             f"got {config.window}"
         )
+    if config.index == "window" and config.suffix_length > config.n_tokens:
+        raise ValueError(
+            f"suffix_length must be at most n_tokens={config.n_tokens}, what a generation has, "
+            f"got {config.suffix_length}"
+        )
     if not all(1 <= width <= config.n_tokens for width in config.widths):
         raise ValueError(f"widths must lie in 1..n_tokens={config.n_tokens}, got {config.widths}")
     if config.n_generations < 2:
@@ -97,7 +102,7 @@ class Audit:
         """Returns the variables of the model and of the control, which may be None."""
         if self.variables is None:
             files = [self._file(name) for name in ("model", "control")]
-            if files[0] is not None and files[0].exists():
+            if all(file is not None and file.exists() for file in files):
                 self.variables = tuple(artifacts.load_tree(file) for file in files)
             else:
                 self.variables = self.target.load()
@@ -133,12 +138,18 @@ def run(key, config, *, workdir=None, writer=None, mesh=None) -> _app.Result:
     workdir = None if workdir is None else pathlib.Path(workdir)
     writer = writer or MetricsWriter()
     target = _extraction_target.make_target(key, config, writer)
-    longest = 1 + config.prompt_length + config.n_tokens
-    if longest > target.context:
-        raise ValueError(
-            f"prompt_length and n_tokens must fit in the context of {target.context} with the "
-            f"token that begins a document, got {longest}"
-        )
+    lengths = {"prompt_length and n_tokens": config.prompt_length + config.n_tokens}
+    if config.index == "window":
+        discoverable = config.prefix_length + config.suffix_length
+        lengths["prefix_length and suffix_length"] = discoverable
+    if config.divergence_rows:
+        lengths["divergence_prompt and a token after it"] = config.divergence_prompt + 1
+    for names, length in lengths.items():
+        if 1 + length > target.context:
+            raise ValueError(
+                f"{names} must fit in the context of {target.context} with the token that begins "
+                f"a document, got {1 + length}"
+            )
     said = {k: v for k, v in config.to_dict().items() if k not in ("mode", "bounds")}
     facts = {"key": jax.random.key_data(key).tolist(), "config": said, "files": target.facts}
     audit = Audit(

@@ -1,9 +1,11 @@
-"""Sums over a data set that does not fit through the model at once."""
+"""Batches of a data set that does not fit through the model at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
 
 from jaxml.core.types import PyTree
 
@@ -49,3 +51,29 @@ def reduce_batches(
     if n_whole * batch_size < n:
         total = combine(total, fn(*(a[n_whole * batch_size :] for a in arrays)))
     return total
+
+
+def row_blocks(
+    n: int, batch_size: int, *, least: int = 8
+) -> Iterator[tuple[Int[np.ndarray, " b"], int]]:
+    """Cuts rows into blocks of few shapes, so that little is compiled.
+
+    The last block is filled up by more of its last row, to a power of two or to ``batch_size``.
+
+    Args:
+      n: rows.
+      batch_size: of a block.
+      least: rows of the last block at least; ``batch_size`` makes all blocks alike.
+
+    Yields:
+      Indices of rows, and how many of them count: what the others give is to be cut off.
+    """
+    for start in range(0, n, batch_size):
+        count = min(batch_size, n - start)
+        size = min(batch_size, pad_to_power_of_two(count, least=least))
+        yield np.minimum(np.arange(start, start + size), n - 1), count
+
+
+def pad_to_power_of_two(n: int, *, least: int) -> int:
+    """Rounds up, so that few shapes are compiled."""
+    return max(least, 1 << (n - 1).bit_length())

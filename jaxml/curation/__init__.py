@@ -19,14 +19,14 @@ from jaxml.curation.clip_tokens import (
 from jaxml.curation.clip_train import (
     StepInfo,
     fit_rows,
-    gradient,
     init_state,
+    loss_and_gradient,
     make_train_step,
     state_shardings,
     train_step,
 )
 from jaxml.curation.cluster import Clusters, assign, kmeans
-from jaxml.curation.contrastive import LOSSES, clip_loss, ring_sigmoid_loss, sigmoid_loss
+from jaxml.curation.contrastive import clip_loss, ring_sigmoid_loss, sigmoid_loss
 from jaxml.curation.dataflow import (
     Partition,
     Selected,
@@ -39,14 +39,11 @@ from jaxml.curation.dataflow import (
 from jaxml.curation.dedup import decontamination_mask, dedup_mask, near_duplicate_mask
 from jaxml.curation.eval_sets import AssociationSet, EvalSet, evaluate, load_eval_set
 from jaxml.curation.filters import (
-    all_of,
-    any_of,
     basic_mask,
     caption_mask,
     clip_score_mask,
     entity_mask,
     image_cluster_mask,
-    invert,
     laion_mask,
     language_mask,
     size_mask,
@@ -108,7 +105,6 @@ __all__ = [
     "AVERAGED",
     "BYTE_VOCABULARY",
     "CLIP_VOCABULARY",
-    "LOSSES",
     "RECIPES",
     "TASKS",
     "UID_DTYPE",
@@ -129,8 +125,6 @@ __all__ = [
     "Task",
     "accuracy",
     "aggregate",
-    "all_of",
-    "any_of",
     "append_result",
     "assign",
     "basic_mask",
@@ -160,13 +154,11 @@ __all__ = [
     "fit_rows",
     "format_uids",
     "fraction_cut",
-    "gradient",
     "hash_words",
     "image_cluster_mask",
     "index_tar",
     "init_state",
     "intersect_uids",
-    "invert",
     "is_sorted",
     "jaccard",
     "kmeans",
@@ -178,6 +170,7 @@ __all__ = [
     "list_metadata",
     "load_eval_set",
     "load_subset",
+    "loss_and_gradient",
     "macro_f1",
     "make_optimizer",
     "make_train_step",

@@ -95,7 +95,7 @@ def state_shardings(state: PyTree, mesh: Mesh, *, split: bool = False) -> PyTree
     return jax.tree.map(place, state)
 
 
-def gradient(
+def loss_and_gradient(
     params: PyTree,
     images: Float[Array, "n ..."],
     tokens: Int[Array, "n t"],
@@ -194,8 +194,8 @@ def train_step(
       ids: as for ``clip_loss``.
       model: static.
       optimizer: static.
-      loss: as for ``gradient``; static.
-      n_parts: as for ``gradient``; static.
+      loss: as for ``loss_and_gradient``; static.
+      n_parts: as for ``loss_and_gradient``; static.
       mesh: splits the batch over ``"data"``; static.
 
     Returns:
@@ -203,7 +203,9 @@ def train_step(
     """
     images, tokens = shard_batch(images, mesh), shard_batch(tokens, mesh)
     params = state.variables["params"]
-    value, grads = gradient(params, images, tokens, ids, model=model, loss=loss, n_parts=n_parts)
+    value, grads = loss_and_gradient(
+        params, images, tokens, ids, model=model, loss=loss, n_parts=n_parts
+    )
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
     params = clamp_scale(optax.apply_updates(params, updates))
@@ -269,7 +271,7 @@ def fit_rows(
       rows: numbers of pairs, as ``sampler`` draws them.
       model: static.
       optimizer: static.
-      loss: as for ``gradient``; static.
+      loss: as for ``loss_and_gradient``; static.
 
     Returns:
       The state after the steps, and what was measured ``[steps]``.

@@ -9,7 +9,11 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int32
+
+from jaxml.core.types import Key
 
 Metric = Literal["l2", "cosine", "ip_reference"]
 _AXIS = "data"
@@ -25,14 +29,14 @@ class Clusters(NamedTuple):
       n_reseeded: int32 ``[n_iters]``, the empty clusters that were given a new place.
     """
 
-    centroids: jax.Array
-    objective: jax.Array
-    n_reseeded: jax.Array
+    centroids: Float[Array, "k d"]
+    objective: Float[Array, " n_iters"]
+    n_reseeded: Int32[Array, " n_iters"]
 
 
 def kmeans(
-    key: jax.Array,
-    x: jax.Array,
+    key: Key,
+    x: Float[Array, "n d"],
     n_clusters: int,
     *,
     n_iters: int = 20,
@@ -148,8 +152,12 @@ def _nearest(x, centroids, metric):
 
 
 def assign(
-    x: jax.Array, centroids: jax.Array, *, metric: Metric = "l2", block: int = 1024
-) -> jax.Array:
+    x: Float[Array | np.ndarray, "n d"],
+    centroids: Float[Array | np.ndarray, "k d"],
+    *,
+    metric: Metric = "l2",
+    block: int = 1024,
+) -> Int32[Array, " n"]:
     """Finds the cluster of each row.
 
     Args:

@@ -88,9 +88,6 @@ def sigmoid_loss(
     return _sigmoid_sum(image, text, log_scale, bias, same, ignored) / len(image)
 
 
-LOSSES = {"softmax": clip_loss, "sigmoid": sigmoid_loss}
-
-
 def ring_sigmoid_loss(
     image: Float[Array, "n d"],
     text: Float[Array, "n d"],

@@ -150,8 +150,8 @@ def score_cuts(
 ) -> tuple[Cut, list[np.ndarray]]:
     """Finds the top share of a column over all files, without gathering the column.
 
-    Files are read once for each digit of the threshold and once for the rows that tie with it, of
-    which those with the smallest uids are kept.
+    Files are read once for their sizes, once for each digit of the threshold, and once for the rows
+    that tie with it, of which those with the smallest uids are kept.
 
     Args:
       paths: of parquet files.

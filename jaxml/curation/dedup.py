@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from jaxml.curation.uids import order_uids
 
@@ -34,8 +35,12 @@ def dedup_mask(hashes: np.ndarray, *, uids: np.ndarray | None = None) -> np.ndar
 
 
 def decontamination_mask(
-    embeddings, reference, *, threshold: float = 0.604169, block: int = 1024
-) -> np.ndarray:
+    embeddings: Float[Array | np.ndarray, "n d"],
+    reference: Float[Array | np.ndarray, "m d"],
+    *,
+    threshold: float = 0.604169,
+    block: int = 1024,
+) -> Bool[np.ndarray, " n"]:
     """Keeps rows that no row of a reference set resembles: ``max cosine <= threshold``.
 
     Args:
@@ -61,8 +66,12 @@ def decontamination_mask(
 
 
 def near_duplicate_mask(
-    embeddings, *, threshold: float, uids: np.ndarray | None = None, block: int = 1024
-) -> np.ndarray:
+    embeddings: Float[Array | np.ndarray, "n d"],
+    *,
+    threshold: float,
+    uids: np.ndarray | None = None,
+    block: int = 1024,
+) -> Bool[np.ndarray, " n"]:
     """Keeps rows of which none resembles another: greedily, in the order of their uids.
 
     A row is dropped if its cosine with a row that was kept before it is above the threshold, so

@@ -8,14 +8,13 @@ Ref: Gadre et al., "DataComp: In search of the next generation of multimodal dat
 rules are those of the published code, which a caption of the paper may put more briefly.
 """
 
-import functools
-import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxml.curation.captions import count_chars, count_tokens, count_words
 from jaxml.curation.cluster import Metric, assign
@@ -25,7 +24,13 @@ Language = str | np.ndarray | Callable[[list[str]], Sequence[str]]
 Lexicon = Collection[str] | Callable[[str], bool]
 
 
-def size_mask(width, height, *, min_side: int = 200, max_aspect: float = 3.0):
+def size_mask(
+    width: Num[Array | np.ndarray, " n"],
+    height: Num[Array | np.ndarray, " n"],
+    *,
+    min_side: int = 200,
+    max_aspect: float = 3.0,
+) -> Bool[Array | np.ndarray, " n"]:
     """Keeps images with ``min(w, h) >= min_side`` and ``max(w, h) / min(w, h) <= max_aspect``.
 
     Args:
@@ -45,7 +50,9 @@ def size_mask(width, height, *, min_side: int = 200, max_aspect: float = 3.0):
     return (short >= min_side) & (short > 0) & (long <= max_aspect * short)
 
 
-def clip_score_mask(scores, threshold: float):
+def clip_score_mask(
+    scores: Float[Array | np.ndarray, " n"], threshold: float
+) -> Bool[Array | np.ndarray, " n"]:
     """Keeps ``scores >= threshold``; NaN is dropped.
 
     Args:
@@ -243,13 +250,13 @@ def synset_lexicon(
 
 
 def image_cluster_mask(
-    embeddings,
-    centroids,
-    targets,
+    embeddings: Float[Array | np.ndarray, "n d"],
+    centroids: Float[Array | np.ndarray, "k d"],
+    targets: Int[Array | np.ndarray, " t"],
     *,
     metric: Metric = "ip_reference",
     block: int = 1024,
-) -> np.ndarray:
+) -> Bool[np.ndarray, " n"]:
     """Keeps images whose cluster is also that of an image of the target task.
 
     Args:
@@ -272,21 +279,6 @@ def image_cluster_mask(
     wanted = np.zeros(len(centroids), bool)
     wanted[targets] = True
     return wanted[np.asarray(assign(embeddings, centroids, metric=metric, block=block))]
-
-
-def all_of(*masks):
-    """Keeps what every mask keeps."""
-    return functools.reduce(operator.and_, masks)
-
-
-def any_of(*masks):
-    """Keeps what some mask keeps."""
-    return functools.reduce(operator.or_, masks)
-
-
-def invert(mask):
-    """Keeps what the mask drops."""
-    return ~mask
 
 
 def _length(columns: Columns) -> int:

@@ -84,7 +84,8 @@ def fraction_cut(
     """Finds the cut of ``top_fraction`` over shards, of which one at a time is in memory.
 
     Args:
-      shards: floating arrays ``[n_i]`` of one dtype, or a callable that iterates over them anew.
+      shards: floating arrays ``[n_i]`` of one dtype, or a callable that iterates over them anew,
+        once for their sizes and once for each digit.
       fraction: of all rows.
       rule: as for ``top_fraction``.
 
@@ -117,7 +118,8 @@ def find_cut(
     """Finds a cut from histograms, wherever the scores are.
 
     Args:
-      count: sums ``digit_counts(scores, prefix, n_digits)`` over all shards.
+      count: sums ``digit_counts(scores, prefix, n_digits)`` over all shards; called once for each
+        digit at most.
       n_rows: of all shards, NaN included.
       fraction: of them.
       rule: as for ``top_fraction``.
@@ -131,13 +133,14 @@ def find_cut(
     """
     check_fraction(fraction, rule)
     dtype = np.dtype(dtype)
-    n_keep, n_scored = int(n_rows * fraction), int(count(0, 0).sum())
+    first = count(0, 0)
+    n_keep, n_scored = int(n_rows * fraction), int(first.sum())
     place = n_keep + 1 if rule == "reference" else n_keep
     if place > n_scored:
         return Cut(dtype.type(-math.inf), None)
     if place == 0:
         return Cut(dtype.type(math.inf), 0)
-    threshold, above = _kth(count, place, dtype)
+    threshold, above = _kth(count, first, place, dtype)
     return Cut(threshold, None if rule == "reference" else n_keep - above)
 
 
@@ -162,7 +165,7 @@ def kth_largest(
     def count(prefix, n_digits):
         return sum((digit_counts(s, prefix, n_digits) for s in iterate()), np.zeros(_BINS, int))
 
-    return _kth(count, k, np.dtype(dtype))[0]
+    return _kth(count, count(0, 0), k, np.dtype(dtype))[0]
 
 
 def kth_largest_sharded(scores: jax.Array, k: int, *, mesh: Mesh | None = None) -> np.floating:
@@ -190,7 +193,7 @@ def kth_largest_sharded(scores: jax.Array, k: int, *, mesh: Mesh | None = None) 
         counts = _device_counts(scores, jnp.uint32(prefix), n_digits=n_digits, mesh=mesh)
         return np.asarray(counts, np.int64).sum(0)
 
-    return _kth(count, k, np.dtype(np.float32))[0]
+    return _kth(count, count(0, 0), k, np.dtype(np.float32))[0]
 
 
 @functools.partial(jax.jit, static_argnames=("n_digits", "mesh"))
@@ -244,13 +247,13 @@ def digit_counts(scores: np.ndarray, prefix: int, n_digits: int) -> np.ndarray:
     return np.bincount(digits.astype(np.intp), minlength=_BINS)
 
 
-def _kth(count, k: int, dtype: np.dtype) -> tuple[np.floating, int]:
-    """Returns the k-th largest and how many are larger."""
+def _kth(count, first: np.ndarray, k: int, dtype: np.dtype) -> tuple[np.floating, int]:
+    """Returns the k-th largest and how many are larger; ``first`` is ``count(0, 0)``."""
+    if not 1 <= k <= first.sum():
+        raise ValueError(f"k must lie in 1..{first.sum()}, the numbers there are; got {k}")
     prefix, above, bits = 0, 0, 8 * dtype.itemsize
     for n_digits in range(bits // _DIGIT):
-        counts = count(prefix, n_digits)
-        if n_digits == 0 and not 1 <= k <= counts.sum():
-            raise ValueError(f"k must lie in 1..{counts.sum()}, the numbers there are; got {k}")
+        counts = count(prefix, n_digits) if n_digits else first
         down = np.cumsum(counts[::-1])
         i = int(np.searchsorted(down, k - above))
         above += int(down[i] - counts[_BINS - 1 - i])

@@ -30,7 +30,6 @@ _SKIPPED = {
     "idlelib",
     "idle_test",
 }
-_CONSONANTS, _VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -138,36 +137,9 @@ def join(documents: Sequence[bytes], names: Sequence[str] | None = None) -> Corp
     return Corpus(np.frombuffer(b"".join(documents), np.uint8), offsets, names)
 
 
-def planted_documents(
-    seed: int, *, n_per_level: int = 8, levels: Sequence[int] = LEVELS, n_bytes: int = 256
-) -> Planted:
-    """Writes documents that no corpus has: sentences of invented words.
-
-    Args:
-      seed: of the words and of the sentences.
-      n_per_level: documents of each level.
-      levels: numbers of copies.
-      n_bytes: length of a document.
-
-    Returns:
-      ``len(levels) * n_per_level`` documents, all different.
-
-    Raises:
-      ValueError: no level, a level or a size below 1.
-    """
-    _check_levels(levels, n_per_level=n_per_level, n_bytes=n_bytes)
-    syllables = [c + v for c in _CONSONANTS for v in _VOWELS]
-    draw = _digits(f"words/{seed}", 3 * 256, len(syllables)).reshape(256, 3)
-    words = ["".join(syllables[i] for i in row[: 2 + row[0] % 2]) for row in draw]
-
-    def write(number: int) -> bytes:
-        # A word with its blank has at least 5 letters, so these are enough.
-        picks = _digits(f"document/{seed}/{number}", n_bytes // 5 + 1, len(words))
-        sentences = [picks[i : i + 8] for i in range(0, len(picks), 8)]
-        text = " ".join(" ".join(words[i] for i in s).capitalize() + "." for s in sentences)
-        return text.encode()[:n_bytes]
-
-    return _at_levels("planted", levels, n_per_level, write)
+def split(corpus: Corpus) -> list[bytes]:
+    """Returns the documents of a corpus, as ``join`` took them."""
+    return [corpus.text[a:b].tobytes() for a, b in itertools.pairwise(corpus.offsets)]
 
 
 def pieces(seed: int, corpus: Corpus, *, n_bytes: int) -> Corpus:
@@ -233,9 +205,7 @@ def excerpts(
     """
     _check_levels(levels, n_per_level=n_per_level, n_bytes=n_bytes)
     found, whole = [], corpus.text.tobytes()
-    candidates = pieces(seed, corpus, n_bytes=n_bytes)
-    for start, end in itertools.pairwise(candidates.offsets):
-        piece = candidates.text[start:end].tobytes()
+    for piece in split(pieces(seed, corpus, n_bytes=n_bytes)):
         parts = [piece[i : i + 64] for i in range(0, len(piece), 64)]
         if 2 * len(piece) >= n_bytes and all(whole.count(part) == 1 for part in parts):
             found.append(piece)
@@ -294,8 +264,7 @@ def plant(seed: int, corpus: Corpus, *planted: Planted) -> Corpus:
     Returns:
       The larger corpus. A name tells a planted document, and every copy bears it.
     """
-    documents = [corpus.text[a:b].tobytes() for a, b in itertools.pairwise(corpus.offsets)]
-    names = list(corpus.names)
+    documents, names = split(corpus), list(corpus.names)
     for group in planted:
         for document, copies, name in zip(*group, strict=True):
             documents += [document] * int(copies)

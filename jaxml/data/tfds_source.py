@@ -63,15 +63,6 @@ def check(name: str, *, data_dir: str | os.PathLike | None = None) -> None:
     _checked(name, data_dir)
 
 
-def is_prepared(name: str, data_dir: str | os.PathLike | None = None) -> bool:
-    """Says whether ``data_dir`` (as for ``load``) holds the set, of whatever kind."""
-    try:
-        _locate(name, data_dir)
-    except (NotPreparedError, UnknownDatasetError):
-        return False
-    return True
-
-
 def prepare(name: str, *, data_dir: str | os.PathLike | None = None, download: bool) -> Path:
     """Prepares a set in array_record format, unless it is prepared already.
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import scipy.stats
 
+from jaxml.core.rng import numpy_generator
 from jaxml.core.types import Key
 
 
@@ -161,7 +161,7 @@ def sequential_good_turing(key: Key, counts: np.ndarray, n_extra: int) -> np.nda
     n = int(counts.sum())
     if not n or not n_extra:
         return np.zeros(n_extra, np.int64)
-    rng = _generator(key)
+    rng = numpy_generator(key)
     draws = np.repeat(np.arange(counts.size), counts).tolist()
     seen = counts.tolist()
     singletons = int(f[0])
@@ -249,7 +249,7 @@ def bootstrap_unique(
     only = np.bincount(pairs[1][is_only], minlength=1)
     clump = (only**2).sum() / max(only.sum(), 1)
 
-    rng = _generator(key)
+    rng = numpy_generator(key)
     values = np.empty(n_resamples)
     for i in range(n_resamples):
         times = np.bincount(
@@ -263,10 +263,6 @@ def bootstrap_unique(
     low, high = np.quantile(deviations, [(1 - level) / 2, (1 + level) / 2])
     estimate = float(distinct + new)
     return Interval(estimate, max(estimate + float(low), float(distinct)), estimate + float(high))
-
-
-def _generator(key: Key) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
 
 
 def _check(f: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jaxml.core.chunk import row_blocks
 from jaxml.core.sharding import on_each_device, replicate
 from jaxml.core.types import ApplyFn, Key, PyTree
 
@@ -80,16 +81,14 @@ def generate(
     options = {"n_tokens": n_tokens, "top_k": 1 if temperature == 0 else top_k, "banned": banned}
     variables = replicate(variables, mesh)
     out = []
-    for start in range(0, n, batch_size):
-        # Padding repeats the block's last row; what it gives is cut off.
-        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
+    for rows, count in row_blocks(n, batch_size, least=batch_size):
         block = _generate_block(
             keys[rows], model, variables, prompts[rows], jnp.float32(temperature or 1),
             **options, mesh=mesh,
         )  # fmt: skip
-        out.append(np.asarray(block)[: n - start])
+        out.append(np.asarray(block)[:count])
         if callback is not None:
-            callback(min(start + batch_size, n))
+            callback(int(rows[0]) + count)
     return np.concatenate(out)
 
 
@@ -158,12 +157,11 @@ def token_nll(
     tokens = np.asarray(tokens, np.int32)
     if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
         raise ValueError(f"tokens must be [n, t] with t >= 2, got shape {tokens.shape}")
-    out = []
-    for start in range(0, len(tokens), batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), len(tokens) - 1)
-        block = np.asarray(_nll_block(model, variables, tokens[rows]))
-        out.append(block[: len(tokens) - start])
-    return np.concatenate(out)
+    blocks = [
+        np.asarray(_nll_block(model, variables, tokens[rows]))[:count]
+        for rows, count in row_blocks(len(tokens), batch_size, least=batch_size)
+    ]
+    return np.concatenate(blocks)
 
 
 def document_nll(

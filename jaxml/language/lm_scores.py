@@ -1,6 +1,5 @@
 """Log-probabilities that a language model of one's own gives: what its oracles and searches use."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -10,14 +9,12 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxml.core.chunk import row_blocks
 from jaxml.core.sharding import replicate, shard_batch
 from jaxml.core.types import PyTree
 from jaxml.language.generate import Model, apply_fn
 from jaxml.language.oracles import PAD, LogProbs
-from jaxml.language.suffix_array import pad_to_power_of_two
 from jaxml.language.tokenwise import NextLogProbs
-
-_MIN_ROWS = 8
 
 
 def last_logits(model: Model, variables: PyTree, tokens, n: int) -> Float[Array, "n t v"]:
@@ -72,7 +69,7 @@ def lm_log_probs(
     variables = replicate(variables, mesh)
 
     def log_probs(contexts, targets):
-        check_ids(vocab_size, contexts, targets)
+        check_vocabulary(vocab_size, contexts, targets)
         blocks = [
             [
                 np.asarray(array)[:n]
@@ -108,7 +105,7 @@ def lm_next_token(
         n, used = contexts.shape
         if used > length:
             raise ValueError(f"contexts must be at most length={length} long, got {used}")
-        check_ids(vocab_size, contexts)
+        check_vocabulary(vocab_size, contexts)
         tokens = np.zeros((n, length), np.int32)
         tokens[:, :used] = contexts
         blocks = [
@@ -128,19 +125,11 @@ def vocabulary(model: Model, variables: PyTree) -> int:
     return jax.eval_shape(apply_fn(model), variables, like).shape[-1]
 
 
-def check_ids(vocab_size: int, *arrays: np.ndarray) -> None:
+def check_vocabulary(vocab_size: int, *arrays: np.ndarray) -> None:
     """Raises ValueError for an id that is not in the vocabulary; ``PAD`` passes."""
     low, high = min(int(a.min()) for a in arrays), max(int(a.max()) for a in arrays)
     if low < PAD or high >= vocab_size:
         raise ValueError(f"token ids must lie in 0..{vocab_size - 1}, got {low} to {high}")
-
-
-def row_blocks(n: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields indices of at most ``batch_size`` rows, the last one repeated, and how many count."""
-    for start in range(0, n, batch_size):
-        count = min(batch_size, n - start)
-        size = min(batch_size, pad_to_power_of_two(count, least=_MIN_ROWS))
-        yield np.minimum(np.arange(start, start + size), n - 1), count
 
 
 @partial(jax.jit, static_argnames=("model", "mesh"))

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing
 
+from jaxml.core.chunk import pad_to_power_of_two
 from jaxml.language.documents import MAX_TOKENS, SEPARATOR, Documents
 from jaxml.language.window_index import (
     Windows,
     check_width,
     distinct_windows,
     join_key,
-    pad_to_power_of_two,
     rolling_hash,
 )
 

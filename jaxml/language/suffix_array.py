@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxml.core.chunk import pad_to_power_of_two
 from jaxml.language.documents import MAX_TOKENS, Documents, check_ids, split_documents
 
 Builder = Literal["auto", "numpy", "jax", "divsufsort"]
@@ -266,11 +267,6 @@ def check_windows(windows: np.ndarray) -> np.ndarray:
         raise ValueError(f"windows must be token ids [q, w] with w > 0, got {windows.shape}")
     check_ids("windows", windows)
     return windows.astype(np.int32, copy=False)
-
-
-def pad_to_power_of_two(n: int, *, least: int) -> int:
-    """Rounds up, so that few shapes are compiled."""
-    return max(least, 1 << (n - 1).bit_length())
 
 
 def _search_all(shard, text, starts, ends, *, upper):

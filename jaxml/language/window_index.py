@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxml.core.chunk import pad_to_power_of_two
 from jaxml.language.documents import SEPARATOR, Documents, locate, split_documents
-from jaxml.language.suffix_array import check_windows, pad_to_power_of_two
+from jaxml.language.suffix_array import check_windows
 
 _MULTIPLIERS = (
     (np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)),

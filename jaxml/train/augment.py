@@ -28,8 +28,8 @@ def random_crop_flip(
     def one(key: Key, image: jax.Array) -> jax.Array:
         shift_key, flip_key = jax.random.split(key)
         padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-        top, left = jax.random.randint(shift_key, (2,), 0, 2 * pad + 1)
+        top, left = jax.random.randint(shift_key, (2,), 0, 2 * pad + 1, jnp.int32)
         crop = jax.lax.dynamic_slice(padded, (top, left, jnp.int32(0)), image.shape)
-        return jnp.where(jax.random.bernoulli(flip_key), crop[:, ::-1], crop)
+        return jnp.where(jax.random.bernoulli(flip_key, jnp.float32(0.5)), crop[:, ::-1], crop)
 
     return jax.vmap(one)(jax.random.split(key, x.shape[0]), x)

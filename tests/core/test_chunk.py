@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxml.core.chunk import reduce_batches
+from jaxml.core.chunk import reduce_batches, row_blocks
 
 X = np.random.default_rng(0).normal(size=(13, 3)).astype(np.float32)
 Y = np.random.default_rng(1).normal(size=13).astype(np.float32)
@@ -57,6 +57,17 @@ def test_gradient_and_vmap_pass_through():
     np.testing.assert_allclose(jax.grad(loss)(w), 2 * X.T @ (X @ w - Y), rtol=1e-4)
     many = jax.vmap(loss)(jnp.stack([w, 2 * w]))
     np.testing.assert_allclose(many, [loss(w), loss(2 * w)], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "least", "last"), [
+    (13, 2, 2), (13, 4, 4), (13, 6, 6), (12, 2, 6), (3, 2, 4), (5, 2, 6),
+])  # fmt: skip
+def test_blocks_of_rows_hold_each_row_once_and_are_filled_up(n, least, last):
+    blocks = list(row_blocks(n, 6, least=least))
+    kept = [rows[:count] for rows, count in blocks]
+    np.testing.assert_array_equal(np.concatenate(kept), np.arange(n))
+    assert [len(rows) for rows, _ in blocks] == [6] * (len(blocks) - 1) + [last]
+    assert all((rows[count:] == n - 1).all() for rows, count in blocks)
 
 
 def test_bad_input_is_refused():

@@ -5,7 +5,7 @@ import zlib
 import jax
 import numpy as np
 
-from jaxml.core.rng import named_key
+from jaxml.core.rng import named_key, numpy_generator
 
 
 def data(key):
@@ -32,3 +32,10 @@ def test_jit_and_vmap_equal_eager():
     for one, key in zip(many, keys, strict=True):
         assert data(one) == data(named_key(key, "init"))
     np.testing.assert_array_equal(many.shape, (3,))
+
+
+def test_a_generator_is_seeded_by_the_words_of_its_key():
+    for key in (jax.random.key(0), jax.random.key(2**31), jax.random.key(5, impl="rbg")):
+        draws = numpy_generator(key).integers(1 << 40, size=8)
+        again = np.random.default_rng(data(key)).integers(1 << 40, size=8)
+        np.testing.assert_array_equal(draws, again)

@@ -60,7 +60,7 @@ def test_the_gradient_in_parts_is_that_of_the_whole_batch(data, states):
     @jax.jit
     def both(params, images, tokens):
         one, four = (
-            curation.gradient(
+            curation.loss_and_gradient(
                 params, images, tokens, ids, model=MODEL, loss=curation.sigmoid_loss, n_parts=n
             )
             for n in (1, 4)
@@ -68,7 +68,7 @@ def test_the_gradient_in_parts_is_that_of_the_whole_batch(data, states):
         return one, four
 
     one, four = both(params, images[rows[0]], tokens[rows[0]])
-    assert_same(one, four, rtol=1e-5, atol=1e-7)
+    assert_same(one, four, rtol=1e-5, atol=2e-6)
     assert float(one[1]["log_scale"]) != 0 and float(one[1]["logit_bias"]) != 0
 
 
@@ -151,4 +151,4 @@ def test_the_scale_is_clamped_in_every_step(data, states):
 def test_parts_must_divide_the_batch(data):
     images, tokens, _ = data
     with pytest.raises(ValueError, match="n_parts must divide the batch of 40, got 3"):
-        curation.gradient({}, images, tokens, model=MODEL, n_parts=3)
+        curation.loss_and_gradient({}, images, tokens, model=MODEL, n_parts=3)

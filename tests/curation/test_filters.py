@@ -184,13 +184,6 @@ def test_clusters_of_the_target_are_kept():
             F.image_cluster_mask(x, centroids, bad)
 
 
-def test_masks_combine():
-    a, b = np.array([True, True, False]), np.array([True, False, False])
-    assert F.all_of(a, b).tolist() == [True, False, False]
-    assert F.any_of(a, b).tolist() == [True, True, False]
-    assert F.invert(b).tolist() == [False, True, True]
-
-
 @pytest.mark.parametrize("missing", ["text", "original_width"])
 def test_a_missing_column_is_named(missing):
     columns = random_columns(5)

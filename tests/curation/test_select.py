@@ -113,6 +113,18 @@ def test_shards_give_the_cut_of_the_whole(rule):
         )
 
 
+@pytest.mark.parametrize("rule", ["exact", "reference"])
+def test_each_digit_is_counted_once(rule):
+    scores, asked = scores_with_everything(300, seed=4), []
+
+    def count(prefix, n_digits):
+        asked.append(n_digits)
+        return digit_counts(scores, prefix, n_digits)
+
+    assert find_cut(count, 300, 0.3, rule=rule) == fraction_cut([scores], 0.3, rule=rule)
+    assert asked == [0, 1]
+
+
 def test_what_cannot_be_cut_is_refused():
     scores = np.arange(4, dtype=np.float32)
     for fraction in (-0.1, 1.1, np.nan):

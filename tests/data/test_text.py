@@ -34,23 +34,31 @@ def test_the_topics_are_those_of_help():
     assert by_name == {k: v.encode() for k, v in pydoc_topics.items() if v}
 
 
-def test_planted_documents_are_pure_functions_of_the_seed():
-    for make in (text.planted_documents, text.canaries):
-        one = make(0)
-        assert one.documents == make(0).documents
-        assert not set(one.documents) & set(make(1).documents)
-        assert len(set(one.documents)) == len(one.documents) == len(one.copies)
-        assert collections.Counter(one.copies.tolist()) == dict.fromkeys(
-            text.LEVELS, len(one.documents) // len(text.LEVELS)
-        )
-        # The seed, and no generator's stream, decides: the first bytes are the same everywhere.
-        assert make(0, levels=(3,)).documents[0] == one.documents[0]
+def test_splitting_is_the_inverse_of_joining():
+    parts = [b"one", b"\n", b"three\x00"]
+    corpus = text.join(parts, ["a", "b", "c"])
+    assert text.split(corpus) == parts
+    again = text.join(text.split(corpus), corpus.names)
+    assert again.names == corpus.names
+    np.testing.assert_array_equal(again.text, corpus.text)
+    np.testing.assert_array_equal(again.offsets, corpus.offsets)
 
 
-def test_forms_of_documents_and_canaries():
-    planted = text.planted_documents(0, n_bytes=300, n_per_level=2, levels=(1, 64))
-    assert [len(d) for d in planted.documents] == [300] * 4
-    assert planted.names == ("planted/1/0", "planted/1/1", "planted/64/0", "planted/64/1")
+def test_canaries_are_pure_functions_of_the_seed():
+    one = text.canaries(0)
+    assert one.documents == text.canaries(0).documents
+    assert not set(one.documents) & set(text.canaries(1).documents)
+    assert len(set(one.documents)) == len(one.documents) == len(one.copies)
+    assert collections.Counter(one.copies.tolist()) == dict.fromkeys(
+        text.LEVELS, len(one.documents) // len(text.LEVELS)
+    )
+    # The seed, and no generator's stream, decides: the first bytes are the same everywhere.
+    assert text.canaries(0, levels=(3,)).documents[0] == one.documents[0]
+
+
+def test_forms_of_canaries():
+    planted = text.canaries(0, n_per_level=2, levels=(1, 64))
+    assert planted.names == ("canary/1/0", "canary/1/1", "canary/64/0", "canary/64/1")
     for canary in text.canaries(0, prefix="key: ", n_letters=20).documents:
         assert canary[:5] == b"key: "
         assert canary[5:].isalpha()
@@ -65,7 +73,7 @@ def test_forms_of_documents_and_canaries():
 
 def test_planting_adds_every_copy_and_nothing_else():
     corpus = text.join([b"one", b"two", b"three"])
-    groups = text.planted_documents(0, n_per_level=1), text.canaries(0, n_per_level=1)
+    groups = text.canaries(0, n_per_level=1), text.canaries(1, n_per_level=1)
     planted = text.plant(0, corpus, *groups)
     wanted = collections.Counter(
         dict.fromkeys(zip(corpus.names, documents(corpus), strict=True), 1)
@@ -87,7 +95,7 @@ def test_bad_input(monkeypatch):
         "none empty": lambda: text.join([b"a", b""]),
         "names must be 1": lambda: text.join([b"a"], ["x", "y"]),
         "levels must be": lambda: text.canaries(0, levels=(0, 1)),
-        "n_bytes must be positive": lambda: text.planted_documents(0, n_bytes=0),
+        "n_letters must be positive": lambda: text.canaries(0, n_letters=0),
     }.items():
         with pytest.raises(ValueError, match=match):
             call()

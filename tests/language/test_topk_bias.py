@@ -71,6 +71,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if len(self.server.bodies) == self.server.fails_at:
             self.send_error(500)
             return
+        if self.server.garbage:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.server.garbage)
+            return
         logits = self.server.table[body["prompt"][-1]].astype(float)
         for token, bias in body["logit_bias"].items():
             logits[int(token)] += bias
@@ -91,7 +96,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.table, server.bodies = distributions(16, v=32), []
-        server.name, server.fails_at = "token_id:{}", 0
+        server.name, server.fails_at, server.garbage = "token_id:{}", 0, b""
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -99,7 +104,8 @@ def server():
         thread.join()
 
 
-def test_a_completions_server_is_an_oracle(server):
+def test_a_completions_server_is_an_oracle(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
     url = f"http://127.0.0.1:{server.server_port}/v1/"
     targets = lm.pad_targets([[4, 5, 6], [7, 8]])
     top_k = lm.completions_top_k(url, "mine", k=3)
@@ -123,6 +129,9 @@ def test_a_completions_server_is_an_oracle(server):
     np.testing.assert_allclose(
         again(np.array([1]), np.int32([[9, 10]])).parts, answers.parts[1:], atol=1e-5
     )
+    server.garbage = b'{"choices": [{"logprobs": {"top_logprobs": [[1, 2]]}}]}'
+    with pytest.raises(lm.OracleError, match="gave no log-probabilities: 'list' object has no"):
+        again(np.array([1]), np.int32([[9, 10]]))
     server.fails_at = len(server.bodies) + 1
     with pytest.raises(lm.OracleError, match="gave no log-probabilities: HTTP Error 500"):
         again(np.array([1]), np.int32([[9, 10]]))

@@ -112,7 +112,7 @@ def test_the_pool_holds_every_copy_and_deduplication_leaves_one():
     c = small().filter_train_extract
     source = text.load("stdlib", max_bytes=1_000_000)
     pool, excerpts, held_out = _filter_train_extract.make_pool(c, source, 3)
-    documents = _filter_train_extract._split(pool)
+    documents = text.split(pool)
     for document, copies in zip(excerpts.documents, excerpts.copies, strict=True):
         assert documents.count(document) == copies
     kept = list(itertools.compress(documents, curation.dedup_mask(documents)))

@@ -149,6 +149,8 @@ def test_a_killed_training_ends_with_the_same_bits(piped, tmp_path):
         for folder in (workdir, tmp_path)
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)
+    one, other = (folder / "artifacts" / "train.json" for folder in (workdir, tmp_path))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_aggregate_names_what_is_missing(piped, tmp_path):

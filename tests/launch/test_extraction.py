@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,13 @@ from configs.extraction import paper, stdlib, tiny
 from jaxml import nn
 from jaxml.data import tokenizers
 from jaxml.io import MetricsWriter, artifacts, save_gpt2
-from launch import _extraction_target, _language_model, extraction
+from launch import (
+    _extraction_measures,
+    _extraction_report,
+    _extraction_target,
+    _language_model,
+    extraction,
+)
 
 MODES = ("train", "generate", "match", "estimate", "rank", "divergence")
 CONTEXT = 40
@@ -155,6 +162,44 @@ def test_a_killed_generation_goes_on_from_its_parts(finished, tmp_path):
     assert not list(tmp_path.rglob("part_*"))
 
 
+def test_a_model_without_its_control_is_made_again(tmp_path):
+    target = types.SimpleNamespace(load=lambda: ("again", None))
+    audit = extraction.Audit(None, small(), target, tmp_path, MetricsWriter(), {}, None)
+    artifacts.save_tree(tmp_path / "train" / "model.safetensors", {"w": np.ones(2)})
+    assert audit.load() == ("again", None)  # it was killed between the two files
+
+
+def test_places_are_spread_evenly_over_all_that_are_long_enough(monkeypatch):
+    documents = [np.arange(100 * i, 100 * i + n) for i, n in enumerate((3, 5, 9, 4, 30))]
+    corpus = _extraction_target.Corpus(tuple("abcde"), documents.__getitem__)
+    target = types.SimpleNamespace(corpus=corpus, bos=0, model=None)
+    asked = []
+
+    def discoverable(model, variables, prompts, suffixes, **options):
+        asked[:] = np.concatenate([prompts[:, 1:], suffixes], axis=1).tolist()
+        return np.ones(len(prompts), bool)
+
+    monkeypatch.setattr(_extraction_measures.language, "discoverable", discoverable)
+    windows = [d[s : s + 5].tolist() for d in documents for s in range(len(d) - 4)]
+    for n in (1, 4, 31, 40):
+        config = small(prefix_length=2, suffix_length=3, n_sequences=n)
+        _extraction_measures._discoverable(target, None, np.ones((2, 9), int), config)
+        picks = np.linspace(0, len(windows) - 1, min(n, len(windows)))
+        assert asked == [windows[round(p)] for p in picks]
+
+
+def test_a_window_longer_than_what_is_planted_leaves_claims_on_the_rest(finished):
+    workdir, result = finished
+    m = artifacts.load_json(workdir / "artifacts" / "match" / "manifest.json")["measured"]
+    assert _extraction_report.claims(small(), {"match": m}) == result.claims[:7]
+    claims = _extraction_report.claims(small(), {"match": m | {"by level": m["by level"][:1]}})
+    assert [c.claim for c in claims] == [result.claims[i].claim for i in (0, 1, 3, 6)]
+
+
+def test_nothing_is_memorised_of_no_tokens():
+    assert _extraction_measures._share_of_first({}, 0, small()) == 0
+
+
 def test_streaming_finds_the_same(finished):
     _, result = finished
     streamed = run(small(index="stream", generation_seeds=2, untrained_seeds=0))
@@ -220,6 +265,7 @@ def test_bad_configs_are_refused(own, tmp_path):
         ({"index": "tree"}, "index must be one of window, stream"),
         ({"window": 0}, "window must be positive"),
         ({"window": 21}, "window must be at most n_tokens=20"),
+        ({"suffix_length": 21}, "suffix_length must be at most n_tokens=20"),
         ({"widths": (4, 21)}, "widths must lie in 1..n_tokens=20"),
         ({"n_generations": 1}, "n_generations must be at least 2"),
         ({"factors": (1.0,)}, "factors must be above 1"),
@@ -244,7 +290,9 @@ def test_bad_configs_are_refused(own, tmp_path):
     np.save(tmp_path / "floats.npy", np.ones(5))
     np.save(tmp_path / "negative.npy", np.array([3, -1] * 20))
     for changes, message in (
-        ({"n_tokens": 40}, "must fit in the context of 40"),
+        ({"n_tokens": 40}, "prompt_length and n_tokens must fit in the context of 40"),
+        ({"prefix_length": 32}, "prefix_length and suffix_length must fit in .* 40 .* got 41"),
+        ({"divergence_prompt": 39}, "divergence_prompt and a token after it must .* 40 .* got 41"),
         ({"huggingface": gpt2, "corpus": str(tmp_path / "empty")}, "holds no file"),
         ({"huggingface": gpt2, "corpus": str(tmp_path / "floats.npy")}, "must hold ids"),
         ({"huggingface": gpt2, "corpus": str(tmp_path / "negative.npy")}, "ids in 0"),

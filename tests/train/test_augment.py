@@ -1,6 +1,7 @@
 """random_crop_flip: every result is one of the shifts and mirrors, listed by brute force."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,6 +32,13 @@ def test_without_padding_only_mirrors_are_left_and_eager_is_jitted():
     np.testing.assert_array_equal(out[~mirrored], X[~mirrored])
     assert 0 < mirrored.sum() < 64
     np.testing.assert_array_equal(random_crop_flip(key, X, pad=0), out)
+
+
+def test_under_x64_it_draws_the_same():
+    key = jax.random.key(2)
+    expected = AUGMENT(key, X, pad=1)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(AUGMENT(key, jnp.asarray(X), pad=1), expected)
 
 
 def test_bad_arguments_are_named():

@@ -74,3 +74,10 @@ def test_adamw_shrinks_parameters_without_a_gradient_and_adam_does_not():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make_optimizer(learning_rate=0.1, n_steps=9, **options)
+
+
+def test_a_cosine_has_to_know_its_end_and_a_constant_rate_has_not():
+    with pytest.raises(ValueError, match="n_steps must be given"):
+        make_optimizer(learning_rate=0.1, schedule="cosine")
+    optimizer = make_optimizer("sgd", learning_rate=0.1, momentum=0.0)
+    np.testing.assert_allclose(_updates(optimizer, 1)[0], -0.1 * G, rtol=1e-6)
