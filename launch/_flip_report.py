@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxml import report
+from launch._rows import grouped, select
 
 NAMES = {
     "clean": "true labels",
@@ -35,10 +36,6 @@ class Outcome(NamedTuple):
     clean_removed: float | None
 
 
-def _select(outcomes, **wanted) -> list[Outcome]:
-    return [o for o in outcomes if all(getattr(o, name) == v for name, v in wanted.items())]
-
-
 def _values(outcomes, name: str) -> np.ndarray:
     """Reads a field off every outcome, in percent."""
     return 100 * np.array([getattr(o, name) for o in outcomes])
@@ -65,19 +62,12 @@ def _rates(outcomes) -> dict[str, Any]:
     }
 
 
-def _groups(outcomes, *names):
-    """Yields the outcomes that agree in the fields, in the order of NAMES, then as they come."""
-    keys = dict.fromkeys(tuple(getattr(o, name) for name in names) for o in outcomes)
-    for key in keys:
-        yield key, _select(outcomes, **dict(zip(names, key, strict=True)))
-
-
 def _parts(outcomes) -> tuple[list[Outcome], list[Outcome], list[Outcome], list[Outcome]]:
     """Divides outcomes into those with flips, soft labels, a defence, another network."""
     if not outcomes:
         return [], [], [], []
-    plain = _select(outcomes, network=outcomes[0].network, defence="")
-    soft = _select(plain, method="soft")
+    plain = select(outcomes, network=outcomes[0].network, defence="")
+    soft = select(plain, method="soft")
     return (
         sorted((o for o in plain if o.method != "soft"), key=_order),
         sorted(soft, key=lambda o: o.amount),
@@ -100,14 +90,14 @@ def tables(measured, outcomes: list[Outcome], n: int) -> dict[str, list[dict[str
     found = {
         "users": [
             row(amount, method) | _rates(group)
-            for (amount, method), group in _groups(hard, "amount", "method")
+            for (amount, method), group in grouped(hard, "amount", "method")
         ],
         "soft labels": [
-            {"alpha": alpha} | _rates(group) for (alpha,), group in _groups(soft, "amount")
+            {"alpha": alpha} | _rates(group) for (alpha,), group in grouped(soft, "amount")
         ],
         "users with another network": [
             row(amount, method) | {"network": network} | _rates(group)
-            for (amount, method, network), group in _groups(others, "amount", "method", "network")
+            for (amount, method, network), group in grouped(others, "amount", "method", "network")
         ],
         "defences": [
             row(amount, method)
@@ -121,7 +111,7 @@ def tables(measured, outcomes: list[Outcome], n: int) -> dict[str, list[dict[str
                 "PTA undefended": _median(_values(_same(hard, group[0]), "pta")),
                 "CTA undefended": _median(_values(_same(hard, group[0]), "cta")),
             }
-            for (amount, method, defence), group in _groups(
+            for (amount, method, defence), group in grouped(
                 defended, "amount", "method", "defence"
             )
         ],
@@ -151,7 +141,7 @@ def tables(measured, outcomes: list[Outcome], n: int) -> dict[str, list[dict[str
 
 
 def _same(outcomes, one: Outcome) -> list[Outcome]:
-    return _select(outcomes, method=one.method, amount=one.amount)
+    return select(outcomes, method=one.method, amount=one.amount)
 
 
 def _removed(group, name) -> float | None:
@@ -164,10 +154,10 @@ def figures(outcomes: list[Outcome]) -> dict[str, Any]:
     hard, soft, defended, _ = _parts(outcomes)
     if not hard:
         return {}
-    clean = _median(_values(_select(hard, method="clean"), "cta"))
+    clean = _median(_values(select(hard, method="clean"), "cta"))
     frames = {"PTA": {}, "PTA less the clean source -> target rate": {}}
     for method in [m for m in NAMES if m not in ("clean", "soft")]:
-        groups = [group for _, group in _groups(_select(hard, method=method), "amount")]
+        groups = [group for _, group in grouped(select(hard, method=method), "amount")]
         if not groups:
             continue
         lost = [clean - _median(_values(group, "cta")) for group in groups]
@@ -180,7 +170,7 @@ def figures(outcomes: list[Outcome]) -> dict[str, Any]:
     )  # fmt: skip
     found = {"tradeoff_by_budget": tradeoff}
     if soft:
-        groups = list(_groups(soft, "amount"))
+        groups = list(grouped(soft, "amount"))
         alphas = [alpha for (alpha,), _ in groups]
         series = {
             label: (alphas, [_median(_values(group, name)) for _, group in groups])
@@ -194,12 +184,12 @@ def figures(outcomes: list[Outcome]) -> dict[str, Any]:
         )  # fmt: skip
     if defended:
         frames = {}
-        for (method,), group in _groups([o for o in defended if o.method != "clean"], "method"):
-            rows = _select(hard, method=method)
+        for (method,), group in grouped([o for o in defended if o.method != "clean"], "method"):
+            rows = select(hard, method=method)
             amounts = sorted({o.amount for o in group})
             frames[NAMES[method]] = {
                 "undefended": _curve([o for o in rows if o.amount in amounts]),
-                **{defence: _curve(some) for (defence,), some in _groups(group, "defence")},
+                **{defence: _curve(some) for (defence,), some in grouped(group, "defence")},
             }
         found["defences"] = report.panels(
             frames, xlabel="flips", ylabel="PTA, percent", share_y=True,
@@ -209,7 +199,7 @@ def figures(outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def _curve(outcomes):
-    groups = sorted(_groups(outcomes, "amount"))
+    groups = sorted(grouped(outcomes, "amount"))
     return [a for (a,), _ in groups], [_median(_values(group, "pta")) for _, group in groups]
 
 
@@ -230,7 +220,7 @@ def claims(config, outcomes: list[Outcome], n: int) -> list[report.Claim]:
     abstract = "PTA 99.4 at 2 %, 1.8 points of CTA lost (CIFAR-10, ResNet-32; abstract)"
 
     def of(method, budget, name="pta"):
-        return _values(_select(hard, method=method, amount=float(budget)), name)
+        return _values(select(hard, method=method, amount=float(budget)), name)
 
     def add(text, paper_value, value, baseline, values, holds, reason=""):
         found.append(
@@ -243,7 +233,7 @@ def claims(config, outcomes: list[Outcome], n: int) -> list[report.Claim]:
 
     if two:
         pta, cta = of("flip", two), _median(of("flip", two, "cta"))
-        lost = _median(_values(_select(hard, method="clean"), "cta")) - cta
+        lost = _median(_values(select(hard, method="clean"), "cta")) - cta
         add(
             f"FLIP at 2 % ({two} flips) is as good as certain, for less than 2 points", abstract,
             f"PTA {_median(pta):.1f}, {lost:.1f} points of CTA lost", "PTA 95, 2 points",
@@ -295,7 +285,7 @@ def claims(config, outcomes: list[Outcome], n: int) -> list[report.Claim]:
             rate, ratio <= b.greedy_rate_over_flip_at_5,
         )  # fmt: skip
     if len(config.soft_alpha) > 1:
-        groups = {alpha: _values(group, "pta") for (alpha,), group in _groups(soft, "amount")}
+        groups = {alpha: _values(group, "pta") for (alpha,), group in grouped(soft, "amount")}
         medians = [_median(values) for values in groups.values()]
         add(
             "softFLIP: PTA falls as alpha rises", "falls (second-hand)",
@@ -317,8 +307,8 @@ def notes(config, outcomes: list[Outcome]) -> list[str]:
         "start from the same parameters and see the images in the same order.",
     ]
     hard, _, defended, others = _parts(outcomes)
-    for (amount,), group in _groups([o for o in hard if o.amount], "amount"):
-        best = {m: _median(_net(some)) for (m,), some in _groups(group, "method")}
+    for (amount,), group in grouped([o for o in hard if o.amount], "amount"):
+        best = {m: _median(_net(some)) for (m,), some in grouped(group, "method")}
         winner = max(best, key=best.get)
         if winner not in ("flip", "ntk_greedy"):
             ours = ", ".join(

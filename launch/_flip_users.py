@@ -104,7 +104,8 @@ def _train(audit, part, users) -> list:
             continue
         which = f"{part} {start + 1}-{start + len(some)} of {len(users)}"
         audit.writer.stage(f"data seed {audit.seed}: train {which}", n_epochs * per_epoch)
-        saves = None if folder is None else folder / f"checkpoints_{part}_{digest[:16]}"
+        number = start // size  # users of other seeds may have the same labels
+        saves = None if folder is None else folder / f"checkpoints_{part}_{number}_{digest[:16]}"
         state = flip_users.train_users(
             keys, model, optimizer, jnp.asarray(audit.x), jnp.asarray(labels),
             n_epochs=n_epochs, batch_size=c.batch_size,

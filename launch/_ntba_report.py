@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxml import report
+from launch._rows import grouped, select
 
 METHODS = ("random", "forgetting", "greedy", "exchanged", "NTBA", "NTBA, last")
 REAL, KERNEL = "attack success", "attack success, kernel"
@@ -36,18 +37,9 @@ class Detection(NamedTuple):
     recall: list[float]
 
 
-def _select(rows, **wanted):
-    return [row for row in rows if all(getattr(row, name) == v for name, v in wanted.items())]
-
-
 def _values(rows, field) -> np.ndarray:
     """All values of a field, over data seeds and victims."""
     return np.concatenate([np.atleast_1d(getattr(row, field)) for row in rows])
-
-
-def _groups(rows, *fields):
-    for values in dict.fromkeys(tuple(getattr(row, field) for field in fields) for row in rows):
-        yield *values, _select(rows, **dict(zip(fields, values, strict=True)))
 
 
 def _half_quartiles(values) -> float:
@@ -58,7 +50,7 @@ def _half_quartiles(values) -> float:
 def tables(outcomes: list[Outcome], detections: list[Detection]) -> dict[str, list[dict[str, Any]]]:
     """Lists medians, every data seed, the judged iterates and the defender's view."""
     summary, judged = [], []
-    for m, method, rows in sorted(_groups(outcomes, "m", "method"), key=lambda group: group[0]):
+    for (m, method), rows in sorted(grouped(outcomes, "m", "method"), key=lambda g: g[0][0]):
         real = _values(rows, "attack_success")
         summary.append(
             {
@@ -87,7 +79,7 @@ def tables(outcomes: list[Outcome], detections: list[Detection]) -> dict[str, li
         }
         for o in outcomes
     ]
-    for o in _select(outcomes, method="NTBA"):
+    for o in select(outcomes, method="NTBA"):
         chosen = int(np.argmin(o.judged["shortfall"]))
         judged += [
             {
@@ -109,7 +101,7 @@ def tables(outcomes: list[Outcome], detections: list[Detection]) -> dict[str, li
             "area under ROC": np.median(_values(rows, "area")),
             "poisons found": np.mean(_values(rows, "recall")),
         }
-        for m, method, score, rows in _groups(detections, "m", "method", "score")
+        for (m, method, score), rows in grouped(detections, "m", "method", "score")
     ]
     named = {"success": summary, "data_seeds": each, "iterates": judged, "detection": found}
     return {name: rows for name, rows in named.items() if rows}
@@ -123,7 +115,7 @@ def figures(config, outcomes: list[Outcome], images: dict[str, np.ndarray]) -> d
             points = [
                 (m, np.median(values), _half_quartiles(values))
                 for m in sorted(set(config.n_poisons))
-                if (rows := _select(outcomes, m=m, method=method))
+                if (rows := select(outcomes, m=m, method=method))
                 for values in [_values(rows, field)]
             ]
             frames[name][method] = tuple(zip(*points, strict=True))
@@ -135,7 +127,7 @@ def figures(config, outcomes: list[Outcome], images: dict[str, np.ndarray]) -> d
     }  # fmt: skip
     by_iterate = {}
     for m in sorted(set(config.n_poisons)):
-        rows = _select(outcomes, m=m, method="NTBA")
+        rows = select(outcomes, m=m, method="NTBA")
         common = set.intersection(*(set(o.judged["iterate"]) for o in rows))
         points = [
             (k, np.mean(values), np.std(values))
@@ -166,7 +158,7 @@ def claims(config, outcomes: list[Outcome]) -> list[report.Claim]:
     where = "90 % success with about 10x fewer poisons than sampling (CIFAR-10, ImageNet pairs)"
 
     def values(m, method, field="attack_success"):
-        rows = _select(outcomes, m=m, method=method)
+        rows = select(outcomes, m=m, method=method)
         return _values(rows, field) if rows else np.zeros(0)
 
     def add(
@@ -241,7 +233,7 @@ def claims(config, outcomes: list[Outcome]) -> list[report.Claim]:
 
 def notes(config, outcomes: list[Outcome], detections: list[Detection]) -> list[str]:
     """Says what a reader has to know to read the numbers."""
-    clean = _select(outcomes, method="clean")
+    clean = select(outcomes, method="clean")
     found = [
         "Attack success is the share of triggered test images of the source class that are "
         "answered as the target class; without poisons it is "
@@ -254,7 +246,7 @@ def notes(config, outcomes: list[Outcome], detections: list[Detection]) -> list[
     gaps = [
         (np.median(_values(rows, "kernel_success")) - np.median(_values(rows, "attack_success")),
          m, method, rows)
-        for m, method, rows in _groups(outcomes, "m", "method")
+        for (m, method), rows in grouped(outcomes, "m", "method")
     ]  # fmt: skip
     gap, m, method, rows = max(gaps, key=lambda entry: entry[0])
     if gap > 0.2:
@@ -267,7 +259,7 @@ def notes(config, outcomes: list[Outcome], detections: list[Detection]) -> list[
     m = max(config.n_poisons)
     by_score = {
         score: np.mean(_values(rows, "recall"))
-        for score, rows in _groups(_select(detections, m=m, method="NTBA"), "score")
+        for (score,), rows in grouped(select(detections, m=m, method="NTBA"), "score")
     }
     if by_score:
         best = max(by_score, key=by_score.get)

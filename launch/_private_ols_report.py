@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxml import report
 from jaxml.privacy import ISSPConstants, predicted_error
+from launch._rows import select
 from launch._study import Result
 
 PAPER = "ISSP, COLT 2024"
@@ -100,19 +101,15 @@ def study_result(config, found: Measured) -> Result:
     )
 
 
-def _select(outcomes, **wanted) -> list[Outcome]:
-    return [o for o in outcomes if all(getattr(o, name) == v for name, v in wanted.items())]
-
-
 def _errors(outcomes, name="error", **wanted) -> np.ndarray:
     """Reads off errors ``[m]`` of the fits that answered."""
-    found = [getattr(o, name) for o in _select(outcomes, **wanted)]
+    found = [getattr(o, name) for o in select(outcomes, **wanted)]
     return np.array([e for e in found if e is not None], float)
 
 
 def _cell(outcomes, **wanted) -> str:
     """Writes the mean error, and how many fits failed."""
-    chosen = _select(outcomes, **wanted)
+    chosen = select(outcomes, **wanted)
     errors, n_failed = _errors(chosen), sum(o.failed for o in chosen)
     text = f"{errors.mean():.3g}" if errors.size else ""
     failed = f"FAIL {n_failed} of {len(chosen)}" if n_failed else ""
@@ -132,7 +129,7 @@ def tables(config, found: Measured) -> dict[str, list[dict[str, Any]]]:
         }
         | {
             "time over lstsq": float(
-                np.median([o.runtime_ratio for o in _select(outcomes, d=d, n=n, method=method)])
+                np.median([o.runtime_ratio for o in select(outcomes, d=d, n=n, method=method)])
             )
         }
         for d in config.d

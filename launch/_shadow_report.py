@@ -47,7 +47,7 @@ def tables(config, traces) -> dict[str, list[dict[str, Any]]]:
         rows.append(row)
         for seed, trace in zip(config.seeds, runs, strict=True):
             backbone = float(trace.asr_backbone[last])
-            recall, precision = (found_by(trace, field) for field in ("recall", "precision"))
+            recall, precision = (found_by(method, trace, f) for f in ("recall", "precision"))
             each.append(
                 {
                     "defence": name_of(method),
@@ -65,9 +65,9 @@ def tables(config, traces) -> dict[str, list[dict[str, Any]]]:
     return {name: lines for name, lines in found.items() if lines}
 
 
-def found_by(trace, field) -> float | None:
+def found_by(method, trace, field) -> float | None:
     """Returns mean recall or precision in the rounds in which a filter was at work, if any."""
-    used = trace.phase == TRAINING if trace.phase.any() else trace.recall > 0
+    used = (trace.phase == TRAINING) | (method == "spectre")  # alone, it works in every round
     return float(getattr(trace, field)[used].mean()) if used.any() else None
 
 

@@ -148,7 +148,7 @@ def run_plain(key, world: World, defense, *, s: Settings) -> Trace:
 
         def by_filter():
             h = jax.vmap(lambda x: represent(params, x))(cohort.x)
-            rows, there = filters.label_rows(h, cohort, s.labels[0], level="user")
+            rows, there = filters.label_rows(h, cohort, s.target, level="user")
             rows_of, masks = (
                 pool.at[t % s.n_pooled].set(rows),
                 pool_mask.at[t % s.n_pooled].set(there),

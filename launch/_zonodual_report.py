@@ -129,7 +129,7 @@ def _ascents(bounded: Rows, curves: list[dict]):
     last = max(x[-1] for x, _ in by_step.values())
     flat = {m: np.median(_values(bounded, m, "seconds")) for m in ("crown", "lp")
             if m in _methods(bounded)}  # fmt: skip
-    end = 1.5 * max(*(x[-1] for x, _ in by_time.values()), *flat.values())
+    end = 1.5 * max([*(x[-1] for x, _ in by_time.values()), *flat.values()])
     for method, seconds in flat.items():
         level = [_values(bounded, method).mean()] * 2
         by_step[NAMES[method]] = ([0, last], level)
@@ -149,9 +149,11 @@ def claims(config, bounded: Rows, swept: Rows) -> list[report.Claim]:
     n_margins = len(_values(bounded, _methods(bounded)[0])) if bounded else 0
     seeds = f"{config.n_networks} network{'s' * (config.n_networks > 1)}, {n_margins} margins"
 
-    def add(claim, paper_value, value, baseline, spread, holds):
+    def add(claim, paper_value, value, baseline, spread, holds, reason=""):
         found.append(
-            report.Claim(claim, "ZonoDual", paper_value, value, baseline, seeds, spread, holds)
+            report.Claim(
+                claim, "ZonoDual", paper_value, value, baseline, seeds, spread, holds, reason=reason
+            )
         )
 
     lower = {method: _values(bounded, method) for method in _methods(bounded)}
@@ -167,14 +169,15 @@ def claims(config, bounded: Rows, swept: Rows) -> list[report.Claim]:
         )
         seconds = {m: _values(bounded, m, "seconds") for m in ("lp", "zd2d")}
         ratio = np.median(seconds["zd2d"]) / np.median(seconds["lp"])
+        least, most = config.bounds.zd_seconds_over_lp_seconds
         add(
             "Time of ZD-2D against the LP (HiGHS): the ascent against the solver",
             "less time than the LP (Gurobi; GPU; figures not at hand)",
             f"{np.median(seconds['zd2d']):.2g} s, median: {ratio:.2g} of the LP's",
-            f"{config.bounds.zd_seconds_over_lp_seconds:g} of the LP's, "
-            f"{np.median(seconds['lp']):.2g} s",
+            f"{least:g} of the LP's, {np.median(seconds['lp']):.2g} s",
             f"{min(seconds['zd2d']):.2g} to {max(seconds['zd2d']):.2g} s",
-            bool(ratio <= config.bounds.zd_seconds_over_lp_seconds),
+            None if least < ratio <= most else bool(ratio <= least),
+            "On a machine with other work this says nothing." if least < ratio <= most else "",
         )
     if {"lp", "zd2d", "zdmip"} <= lower.keys():
         zd, mip = lower["zd2d"] - lower["lp"], lower["zdmip"] - lower["lp"]

@@ -40,6 +40,7 @@ POSITIVE = (
 def check(config):
     """Raises ValueError or FileNotFoundError for a config that cannot run; needs no jax."""
     from jaxml import data
+    from launch._flip_report import HARD
 
     data.check(config.dataset)
     for name, legal in CHOICES.items():
@@ -57,6 +58,8 @@ def check(config):
     for name in ("other_budgets", "defended_budgets"):
         if not set(config[name]) <= set(config.budgets):
             raise ValueError(f"{name} must be among the budgets, got {config[name]}")
+    if bad := [method for method in config.defended if method not in HARD]:
+        raise ValueError(f"defended must be among {', '.join(HARD)}; got {bad[0]!r}")
     for alpha in config.soft_alpha:
         if not 0 <= alpha <= 1:
             raise ValueError(f"soft_alpha must lie in [0, 1], got {alpha}")

@@ -16,7 +16,6 @@ labels -1 (source) and +1 (target).
 import functools
 import hashlib
 import pathlib
-import shutil
 
 from launch import _app, _networks
 
@@ -66,7 +65,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxml
-from jaxml import data, nn, train
+from jaxml import data, nn, ntk, train
 from jaxml.backdoor import detection, forgetting, ntba, victims
 from jaxml.core.rng import named_key
 from jaxml.data.triggers import Trigger, make_trigger
@@ -153,14 +152,16 @@ def _resumable(unit, m, folder):
     where = None if folder is None else folder / f"m_{m}"
     done = None if where is None else where / "outcomes.json"
     if done is None or not done.exists():
-        poisons = unit.poisons(m) if m else {}
-        if where is not None and jax.process_index() == 0:
-            if where.exists():
-                shutil.rmtree(where)  # of a run that was killed
-            artifacts.save_npz(where / "poisons.npz", poisons)
-            artifacts.save_json(where / "manifest.json", unit.manifest(m))
-            # What is attacked is what is on disk, as anybody else would read it.
+        # The manifest is written last: a run that was killed later has left its poisons whole.
+        if where is not None and (where / "manifest.json").exists():
             poisons = artifacts.load_npz(where / "poisons.npz")
+        else:
+            poisons = unit.poisons(m) if m else {}
+            if where is not None and jax.process_index() == 0:
+                artifacts.save_npz(where / "poisons.npz", poisons)
+                artifacts.save_json(where / "manifest.json", unit.manifest(m))
+                # What is attacked is what is on disk, as anybody else would read it.
+                poisons = artifacts.load_npz(where / "poisons.npz")
         outcomes, detections = unit.measure(m, poisons)
         saved = {
             "outcomes": [outcome._asdict() for outcome in outcomes],
@@ -476,7 +477,8 @@ def _scores(variables, x, *, model, apply, size):
         features = detection.features(model, variables, x)
         return {
             "spectral signature": detection.spectral_scores(features),
-            "NTK norm": detection.kernel_norms(apply, variables, x, batch_size=size),
+            # The squared norm of each image's gradient in the parameters.
+            "NTK norm": ntk.ntk_diagonal(apply, variables, x, batch_size=size),
         }
 
     return jax.vmap(one)(variables, x)

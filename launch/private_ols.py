@@ -121,7 +121,7 @@ import jax
 import numpy as np
 
 from jaxml import privacy
-from jaxml.core.rng import named_key
+from jaxml.core.rng import named_key, numpy_generator
 from jaxml.io import MetricsWriter, artifacts
 from launch import _private_ols_report
 from launch._private_ols_report import Measured, Outcome
@@ -291,7 +291,7 @@ def _trial(key, config, constants, d, condition, trial) -> list[Outcome]:
     """Fits one data set by every method; a trial has the same draws at all condition numbers."""
     n = constants.n
     key = jax.random.fold_in(named_key(key, f"d={d}, n={n}"), trial)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(named_key(key, "data"))).ravel())
+    rng = numpy_generator(named_key(key, "data"))
     X, y, half, coef = _draw(rng, n, d, condition, config.noise)
     start = time.perf_counter()
     reference = np.linalg.lstsq(X, y, rcond=None)[0]

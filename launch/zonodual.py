@@ -14,7 +14,7 @@ need the package onnx.
 """
 
 import functools
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -41,6 +41,8 @@ def check(config):
             raise ValueError(f"{name} must be one of {', '.join(legal)}; got {config[name]!r}")
     if bad := [method for method in config.methods if method not in METHODS]:
         raise ValueError(f"methods must be among {', '.join(METHODS)}; got {bad[0]!r}")
+    if "zdmip" in config.methods and "zd2d" not in config.methods:
+        raise ValueError("methods: zdmip goes on from zd2d, which is missing")
     for name in ("eps", "adversarial_eps"):
         if not config[name] >= 0:
             raise ValueError(f"{name} must not be negative, got {config[name]}")
@@ -82,11 +84,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxml import data, train, verify
+from jaxml.core.chunk import row_blocks
 from jaxml.core.rng import named_key
 from jaxml.core.sharding import shard_batch
 from jaxml.io import MetricsWriter, artifacts, checkpoint
 from jaxml.verify import models, network, onnx_file, vnnlib
-from launch import _zonodual_report
+from launch import _networks, _zonodual_report
 from launch._workdir import file_name
 
 
@@ -116,8 +119,8 @@ def run(key, config, *, workdir=None, writer=None, mesh=None) -> _app.Result:
     bounded, curves, swept = [], [], []
     for index, net in enumerate(_nets(key, config, dataset, root, writer, mesh)):
         folder = None if root is None else root / f"network_{index}"
-        found = _kept(folder, "bounds", lambda net=net, i=index: _bound(key, config, i, net,
-                      dataset, writer))  # fmt: skip
+        found = _kept(folder, "bounds", lambda net=net, i=index, folder=folder: _bound(
+                      key, config, i, net, dataset, folder, writer))  # fmt: skip
         bounded += found["rows"]
         curves.append(found["curves"])
         writer.stage(f"network {index}: certified accuracy", len(config.sweep_eps))
@@ -161,13 +164,7 @@ def _nets(key, config, dataset, root, writer, mesh) -> list[verify.Net]:
 
 def _load(config, dataset) -> verify.Net:
     if config.module:
-        package, _, name = config.module.partition(":")
-        try:
-            kwargs = json.loads(config.module_kwargs or "{}")
-            kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()}
-            model = getattr(importlib.import_module(package), name)(**kwargs)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
-            raise ValueError(f"module: cannot make {config.module!r}: {error}") from error
+        model = _networks.given_module(config)
     else:
         saved = artifacts.load_metadata(config.checkpoint).get("zonodual")
         if saved is None:
@@ -223,7 +220,7 @@ def _train(key, config, model, seed, options, dataset, root, writer, mesh):
 @functools.cache
 def _optimizer(learning_rate):
     # `fit` compiles anew for every optimizer object, so networks share one.
-    return train.make_optimizer("adam", learning_rate=learning_rate, n_steps=1)
+    return train.make_optimizer("adam", learning_rate=learning_rate)
 
 
 # Margins by every method.
@@ -274,36 +271,49 @@ def _plain(*trees):
     return jax.tree.map(np.asarray, trees)
 
 
-def _bound(key, config, index, net, dataset, writer) -> dict:
+def _bound(key, config, index, net, dataset, folder, writer) -> dict:
     """Bounds the margins of the first images that are classified right, by every method."""
     x = dataset.test_x.reshape(len(dataset.test_x), -1)
     right = np.flatnonzero(_predict(net, x) == dataset.test_y)[: config.n_images]
     writer.stage(f"network {index}: bound margins", len(right))
-    rows, traces = [], []
+    images = None if folder is None else folder / "images"
+    rows, traces, warm = [], [], False
     for number, image in enumerate(right):
-        label = int(dataset.test_y[image])
-        targets = [(label + 1) % dataset.n_classes] if config.targets == "next" else None
-        spec = verify.margin_spec(label, dataset.n_classes, targets=targets)
-        box = verify.linf_box(x[image], config.eps)
-        attack = _attack(jax.random.fold_in(named_key(key, "attack"), image), config, net, box,
-                         spec)  # fmt: skip
-        lower, upper, seconds, trace = _methods(
-            jax.random.fold_in(named_key(key, "partition"), image), config, net, box, spec,
-            warm=number > 0,
-        )  # fmt: skip
-        upper = np.minimum(upper, attack)
-        traces.append(trace)
-        for method, values in lower.items():
-            for target, value, best in zip(np.argmin(spec.weight, 1), values, upper, strict=True):
-                rows.append({
-                    "network": index, "image": int(image), "label": label, "target": int(target),
-                    "eps": config.eps, "method": method, "lower": float(value),
-                    "upper": float(best), "seconds": seconds[method] / len(values),
-                    "steps": {"zd2d": config.steps, "zdmip": config.steps, "box": config.steps,
-                              "alpha": 100}.get(method, 0),
-                })  # fmt: skip
+
+        def measure(image=image):
+            nonlocal warm
+            found = _bound_image(key, config, index, net, dataset, image, warm=warm)
+            warm = True
+            return found
+
+        found = _kept(images, f"{image}", measure)
+        rows += found["rows"]
+        traces.append(found["trace"])
         writer.step(number + 1)
     return {"rows": rows, "curves": _curves(rows, traces)}
+
+
+def _bound_image(key, config, index, net, dataset, image, *, warm) -> dict:
+    """Bounds the margins of one image; returns a row for each and method, and the ascents."""
+    label = int(dataset.test_y[image])
+    targets = [(label + 1) % dataset.n_classes] if config.targets == "next" else None
+    spec = verify.margin_spec(label, dataset.n_classes, targets=targets)
+    box = verify.linf_box(dataset.test_x[image].ravel(), config.eps)
+    attack = _attack(jax.random.fold_in(named_key(key, "attack"), image), config, net, box, spec)
+    lower, upper, seconds, trace = _methods(
+        jax.random.fold_in(named_key(key, "partition"), image), config, net, box, spec, warm=warm
+    )
+    upper, rows = np.minimum(upper, attack), []
+    for method, values in lower.items():
+        for target, value, best in zip(np.argmin(spec.weight, 1), values, upper, strict=True):
+            rows.append({
+                "network": index, "image": int(image), "label": label, "target": int(target),
+                "eps": config.eps, "method": method, "lower": float(value),
+                "upper": float(best), "seconds": seconds[method] / len(values),
+                "steps": {"zd2d": config.steps, "zdmip": config.steps, "box": config.steps,
+                          "alpha": 100}.get(method, 0),
+            })  # fmt: skip
+    return {"rows": rows, "trace": trace}
 
 
 def _predict(net, x) -> np.ndarray:
@@ -359,7 +369,7 @@ def _methods(key, config, net, box, spec, *, warm):
             result = zd() if warm else (zd(), zd())[1]
             lower[name], seconds[name] = result.lower, result.seconds["ascent"]
             traces[name] = np.asarray(result.trace).mean(1)
-        elif name == "zdmip" and "zd2d" in lower:
+        elif name == "zdmip":
             sizes = [0] * (len(net) - 2) + [config.group_size]
             clock = time.perf_counter()
             lower[name] = verify.merged_bound(
@@ -456,15 +466,15 @@ def _solve_many(key, config, net, problems, numbers, mesh):
         "layer_steps": config.layer_steps, "max_order": config.max_order or None,
         "decay_every": options.pop("decay_every"), "mesh": mesh,
     }  # fmt: skip
-    for start in range(0, len(problems), config.images_at_once):
-        # The last chunk repeats its last problem, so that all have one shape.
-        chunk = np.minimum(np.arange(start, start + config.images_at_once), len(problems) - 1)
+    # The last block repeats its last problem, so that all have one shape.
+    size = config.images_at_once
+    for chunk, count in row_blocks(len(problems), size, least=size):
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(problems[i] for i in chunk))
         keys = jnp.stack(
             [jax.random.fold_in(named_key(key, "partition"), numbers[i]) for i in chunk]
         )
         solutions = jax.device_get(_zonodual_many(keys, net, *stacked, options, **static))
-        for place, i in enumerate(chunk[: len(problems) - start]):
+        for place, i in enumerate(chunk[:count]):
             yield numbers[i], jax.tree.map(lambda leaf, p=place: leaf[p], solutions)
 
 
@@ -486,27 +496,36 @@ def _answer_files(key, config, root, writer) -> _app.Result:
                 instances.append((*paths, min(float(parts[2]), config.timeout)))
     writer.stage("verify", len(instances))
     rows, notes = [], []
-    for number, (onnx_path, property_path, timeout) in enumerate(instances):
-        clock = time.perf_counter()
-        net = verify.from_onnx(onnx_path)
-        replay = onnx_file.evaluator(onnx_path)
-        cases = verify.load_vnnlib(property_path)
-        prepared = time.perf_counter() - clock
-        answer = verify.decide(key, net, cases, timeout=timeout, replay=replay)
-        rows.append({
-            "category": pathlib.Path(onnx_path).resolve().parent.name, "onnx": onnx_path,
-            "vnnlib": property_path, "prepare_time": round(prepared, 3), "result": answer.result,
-            "run_time": round(answer.seconds, 3),
-        })  # fmt: skip
-        writer.step(number + 1, result=answer.result)
-        notes.append(f"{property_path}: {_zonodual_report.explain(answer)}")
-        if answer.result == "sat" and root is not None and jax.process_index() == 0:
-            root.mkdir(parents=True, exist_ok=True)
-            name = f"counter_example_{number}_{file_name(pathlib.Path(property_path).stem)}.txt"
-            text = vnnlib.counter_example_text(answer.x, answer.y)
-            (root / name).write_text(text, encoding="utf-8")
-            notes.append(f"The counter-example is in artifacts/{name}.")
+    for number, instance in enumerate(instances):
+        name = f"{number}_{file_name(pathlib.Path(instance[1]).stem)}"
+        found = _kept(root, f"answer_{name}", lambda i=instance, n=name: _answer(key, *i, root, n))
+        rows.append(found["row"])
+        notes += found["notes"]
+        writer.step(number + 1, result=found["row"]["result"])
     return _app.Result([], {"results": rows}, {}, notes)
+
+
+def _answer(key, onnx_path, property_path, timeout, root, name) -> dict:
+    """Answers for one property; returns its line, and notes. Writes a counter-example to a file."""
+    clock = time.perf_counter()
+    net = verify.from_onnx(onnx_path)
+    replay = onnx_file.evaluator(onnx_path)
+    cases = verify.load_vnnlib(property_path)
+    prepared = time.perf_counter() - clock
+    answer = verify.decide(key, net, cases, timeout=timeout, replay=replay)
+    row = {
+        "category": pathlib.Path(onnx_path).resolve().parent.name, "onnx": onnx_path,
+        "vnnlib": property_path, "prepare_time": round(prepared, 3), "result": answer.result,
+        "run_time": round(answer.seconds, 3),
+    }  # fmt: skip
+    notes = [f"{property_path}: {_zonodual_report.explain(answer)}"]
+    if answer.result == "sat" and root is not None and jax.process_index() == 0:
+        root.mkdir(parents=True, exist_ok=True)
+        name = f"counter_example_{name}.txt"
+        text = vnnlib.counter_example_text(answer.x, answer.y)
+        (root / name).write_text(text, encoding="utf-8")
+        notes.append(f"The counter-example is in artifacts/{name}.")
+    return {"row": row, "notes": notes}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """How a server combines the updates of its clients: the mean, and rules that bound what one can do.
 
 Updates are a pytree whose leaves lead with the clients ``[c, ...]``. A client of weight 0 has no
-part in anything, so a filter and padding are the same thing; without any weight the result is 0.
+part in anything, finite or not, so a filter and padding are the same thing; without any weight the
+result is 0.
 """
 
 import jax
@@ -17,7 +18,11 @@ _HIGH = jax.lax.Precision.HIGHEST
 def mean(updates: PyTree, weights: Float[Array, " c"]) -> PyTree:
     """Averages updates by weight: federated averaging (McMahan et al., 2017)."""
     share = weights / _positive(weights.sum())
-    return jax.tree.map(lambda u: jnp.einsum("c,c...->...", share, u, precision=_HIGH), updates)
+
+    def average(u):
+        return jnp.einsum("c,c...->...", share, _present(u, weights), precision=_HIGH)
+
+    return jax.tree.map(average, updates)
 
 
 def clipped_noisy_mean(
@@ -60,6 +65,7 @@ def geometric_median(
       smoothing: smallest distance that is divided by.
     """
     flat, unflatten = _matrix(updates)
+    flat = _present(flat, weights)
 
     def step(_, v):
         distance = jnp.sqrt(_square_norms(flat - v[None]))
@@ -112,15 +118,17 @@ def multi_krum(
       updates: leaves ``[c, ...]``.
       weights: ``[c]``.
       n_malicious: ``f``.
-      n_selected: static; ``c - f`` by default.
+      n_selected: static; ``c - f`` by default, at least 1, with ``c`` as in ``krum_scores``.
 
     Raises:
       ValueError: ``n_selected`` outside ``1..c``.
     """
     n = weights.shape[0]
-    n_selected = n - n_malicious if n_selected is None else n_selected
-    if not 1 <= n_selected <= n:
-        raise ValueError(f"n_selected must lie in 1..{n}, got {n_selected}")
+    most = n - n_malicious if n_selected is None else n_selected
+    if not 1 <= most <= n:
+        raise ValueError(f"n_selected must lie in 1..{n}, got {most}")
+    if n_selected is None:
+        n_selected = jnp.maximum((weights > 0).sum() - n_malicious, 1)
     scores = krum_scores(updates, weights, n_malicious=n_malicious)
     rank = jnp.argsort(jnp.argsort(scores, stable=True))
     return mean(updates, jnp.where(rank < n_selected, weights, 0))
@@ -147,13 +155,22 @@ def trimmed_mean(updates: PyTree, weights: Float[Array, " c"], *, n_trimmed: int
 
 def _middle(u, weights, n_cut) -> jax.Array:
     """Averages, of each coordinate, the values of rank ``n_cut`` from either end and between."""
-    there = (weights > 0).reshape(-1, *[1] * (u.ndim - 1))
+    there = _there(u, weights)
     n = (weights > 0).sum()
     cut = jnp.maximum(jnp.minimum(n_cut(n), (n - 1) // 2), 0)
     rank = jnp.arange(u.shape[0]).reshape(there.shape)
     used = (rank >= cut) & (rank < n - cut)
     ordered = jnp.sort(jnp.where(there, u, jnp.inf), axis=0)
     return jnp.where(used, ordered, 0).sum(0) / _positive(n - 2 * cut).astype(u.dtype)
+
+
+def _there(u, weights) -> jax.Array:
+    return (weights > 0).reshape(-1, *[1] * (u.ndim - 1))
+
+
+def _present(u, weights) -> jax.Array:
+    """Puts 0 for the clients of weight 0: 0 times what is not finite would be NaN."""
+    return jnp.where(_there(u, weights), u, 0)
 
 
 def _matrix(updates: PyTree):

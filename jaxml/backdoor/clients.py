@@ -45,6 +45,9 @@ def homogeneous_split(
       y: concrete labels ``[n]``.
       n_clients: clients.
       per_label: examples of each label.
+
+    Raises:
+      ValueError: a label below the largest has no example.
     """
     labels = jnp.tile(jnp.repeat(jnp.arange(int(np.max(y)) + 1), per_label), (n_clients, 1))
     return _draw(key, x, y, labels)
@@ -73,7 +76,7 @@ def dirichlet_split(
       concentration: positive; the smaller, the fewer labels a client has.
 
     Raises:
-      ValueError: ``concentration`` is not positive.
+      ValueError: ``concentration`` is not positive, or a label below the largest has no example.
     """
     if not concentration > 0:
         raise ValueError(f"concentration must be positive, got {concentration}")

@@ -9,8 +9,7 @@ import scipy.stats
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from jaxml import ntk
-from jaxml.core.types import ApplyFn, PyTree
+from jaxml.core.types import PyTree
 
 
 def features(model: nn.Module, variables: PyTree, x: Float[Array, "n ..."]) -> Float[Array, "n d"]:
@@ -47,13 +46,6 @@ def spectral_scores(features: Float[Array, "n d"]) -> Float[Array, " n"]:
     return jnp.square(centred @ top)
 
 
-def kernel_norms(
-    apply: ApplyFn, params: PyTree, x: Float[Array, "n ..."], *, batch_size: int = 256
-) -> Float[Array, " n"]:
-    """Returns ``K(x, x)``, the squared norm of each image's gradient in the parameters; pure."""
-    return ntk.ntk_diagonal(apply, params, x, batch_size=batch_size)
-
-
 def detection_rates(
     scores: Float[np.ndarray, " n"], poisoned: Bool[np.ndarray, " n"], *, removed: float = 1.5
 ) -> tuple[float, float]:
@@ -65,7 +57,7 @@ def detection_rates(
       removed: images to remove, as a multiple of the number of poisons.
 
     Returns:
-      The area under the ROC curve; and the share of poisons among the images removed.
+      The area under the ROC curve; and the share of the poisons that is removed.
 
     Raises:
       ValueError: all images or none are poisoned, or scores are not finite.

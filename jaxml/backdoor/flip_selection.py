@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import scipy.special
 from jaxtyping import Float, Int
 
 from jaxml.backdoor.flip import check_labels
@@ -135,8 +136,7 @@ def soft_labels(
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
     flip_margins(logits, y)  # for its checks
     logits = np.asarray(logits, np.float32)
-    learnt = np.exp(logits - logits.max(-1, keepdims=True))
-    learnt = (learnt / learnt.sum(-1, keepdims=True)).mean(0)
+    learnt = scipy.special.softmax(logits, axis=-1).mean(0)
     true = np.eye(logits.shape[2], dtype=np.float32)[np.asarray(y)]
     return np.float32(alpha) * true + np.float32(1 - alpha) * learnt
 

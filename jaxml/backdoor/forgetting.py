@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxml import train
+from jaxml.core.rng import numpy_generator
 from jaxml.core.types import Key
 
 
@@ -60,7 +61,7 @@ def most_forgotten(
       Indices of the pool after the last round, int32 ``[m]``, the most forgotten first.
 
     Raises:
-      ValueError: ``n_poisons`` out of range.
+      ValueError: ``n_poisons`` out of range, or ``n_rounds`` below 1.
     """
     n = len(candidates)
     if not 1 <= n_poisons <= n:
@@ -69,7 +70,7 @@ def most_forgotten(
         raise ValueError(f"n_rounds must be positive, got {n_rounds}")
     answers = jax.jit(lambda variables, images: model.apply(variables, images)[:, 0] > 0)
     labels = jnp.concatenate([jnp.asarray(y, jnp.float32), jnp.ones(n_poisons, jnp.float32)])
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32))
+    rng = numpy_generator(key)
     pool = rng.permutation(n)[:n_poisons]
     for i in range(n_rounds):
         images = np.asarray(candidates)[pool]

@@ -183,9 +183,10 @@ def predict_one(queries: Queries, added: Added) -> Float[Array, "m q"]:
     """Predicts the queries with each point added alone; pure.
 
     Returns:
-      Predictions ``[m, q]``.
+      Predictions ``[m, q]``, NaN where a point makes the kernel singular.
     """
-    share = 1 / jnp.diagonal(added.schur)[:, None]
+    pivots = jnp.diagonal(added.schur)[:, None]
+    share = 1 / jnp.where(pivots > added.least_pivot, pivots, jnp.nan)
     step = added.residual[:, None] * share
     prediction = queries.prediction[None] + added.cross * step
     if not added.column.ndim:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -57,8 +58,7 @@ def label_losses(logits: Float[Array, "n c"], y: Int[Array, " n"]) -> Float[Arra
     Early in training a network fits what the images agree on and not yet single wrong labels, so
     their loss is large ("small-loss" filtering: Han et al., "Co-teaching", NeurIPS 2018).
     """
-    log_probs = jax.nn.log_softmax(logits)
-    return -jnp.take_along_axis(log_probs, y[:, None], axis=-1)[:, 0]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y)
 
 
 def suspects(scores: Float[np.ndarray, " n"], n_removed: int) -> Bool[np.ndarray, " n"]:

@@ -36,7 +36,11 @@ def label_rows(
     Returns:
       Rows ``[n, d]`` and which are there ``[n]``, with ``n = c`` or ``c s``. A client without an
       example of the label, or with one that is not finite, is not there.
+
+    Raises:
+      ValueError: an unknown ``level``.
     """
+    _check_level(level)
     mask = cohort.mask & (cohort.y == label)
     if level == "sample":
         h, there = h.reshape(-1, h.shape[-1]), mask.reshape(-1)
@@ -116,7 +120,11 @@ def restrict(
     Returns:
       The clients with a smaller mask. The last two levels trust a client to leave examples out, as
       one does whose data, and not whose software, is the attacker's.
+
+    Raises:
+      ValueError: an unknown ``level``.
     """
+    _check_level(level)
     guarded = cohort.y == label
     if level == "user":
         mask = cohort.mask & accepted[:, None]
@@ -125,3 +133,8 @@ def restrict(
     else:
         mask = cohort.mask & (accepted.reshape(cohort.mask.shape) | ~guarded)
     return cohort._replace(mask=mask)
+
+
+def _check_level(level: str) -> None:
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {', '.join(LEVELS)}; got {level!r}")

@@ -331,6 +331,10 @@ def shadow_round(
 
     Returns:
       The state after the round, and what happened.
+
+    Raises:
+      ValueError: an unknown ``extractor``, ``method`` or ``level``, or ``alpha_bar`` or ``k`` out
+        of range.
     """
     if extractor not in EXTRACTORS:
         raise ValueError(f"extractor must be one of {', '.join(EXTRACTORS)}; got {extractor!r}")

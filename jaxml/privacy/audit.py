@@ -108,7 +108,7 @@ def _direction(own: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _candidates(own: np.ndarray, other: np.ndarray):
-    """Lists tests: booleans ``[n]`` that hold more often on D, or on D' when negative."""
+    """Lists tests of projected outputs ``[n]``: FAIL and half-lines, each with its opposite."""
     both = np.concatenate([own, other])
     both = both[~np.isnan(both)]
     cuts = np.quantile(both, np.linspace(0.005, 0.995, 199)) if len(both) else []

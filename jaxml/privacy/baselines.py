@@ -2,7 +2,8 @@
 
 All are float64 (numpy arrays, outside of transformations), and (epsilon, delta)-private for
 replacement of one row in real arithmetic. Bounds on the data are arguments; rows beyond them are
-clipped, and none is ever read off the data.
+clipped, and none is ever read off the data. ``adassp`` and ``dp_gd`` take rows that are not finite
+as 0: a result of NaN would tell that there is one.
 """
 
 import functools
@@ -45,6 +46,13 @@ def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _finite_rows(X: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # A rule for each row by itself, as clipping is: it does not change the sensitivity. A row whose
+    # length overflows is none that float64 can clip.
+    finite = jnp.isfinite(jnp.linalg.norm(X, axis=1)) & jnp.isfinite(y)
+    return jnp.where(finite[:, None], X, 0.0), jnp.where(finite, y, 0.0)
 
 
 def _clip_rows(X: jax.Array, bound: jax.Array) -> jax.Array:
@@ -101,7 +109,7 @@ def adassp(
       delta: likewise.
       x_bound: B_x, from outside the data.
       y_bound: B_y, likewise.
-      failure: probability with which the ridge may be too small for the noise.
+      failure: probability with which the ridge may be too small for the noise, in (0, 1).
 
     Returns:
       BaselineResult; it never fails.
@@ -112,6 +120,8 @@ def adassp(
     check_budget(epsilon, delta)
     _check(X, y)
     _check_positive(x_bound=x_bound, y_bound=y_bound)
+    if not 0 < failure < 1:
+        raise ValueError(f"failure must lie in (0, 1), got {failure}")
     scale = gaussian_scale(epsilon / 3, delta / 3)
     with jax.enable_x64(True):
         return to_host(_adassp(key, X, y, scale, x_bound, y_bound, delta, failure))
@@ -121,6 +131,7 @@ def adassp(
 def _adassp(key, X, y, scale, x_bound, y_bound, delta, failure):
     d = X.shape[1]
     keys = jax.random.split(key, 3)
+    X, y = _finite_rows(X, y)
     X, y = _clip_rows(X, x_bound), jnp.clip(y, -y_bound, y_bound)
     gram, cross = X.T @ X, X.T @ y
     deviation = scale * x_bound**2
@@ -283,6 +294,7 @@ def dp_gd(
 
 @functools.partial(jax.jit, static_argnames="n_steps")
 def _dp_gd(key, X, y, clip, learning_rate, deviation, *, n_steps):
+    X, y = _finite_rows(X, y)
     length = jnp.linalg.norm(X, axis=1)
 
     def step(coef, key):

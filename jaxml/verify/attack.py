@@ -4,12 +4,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from jaxml.core.types import Key
 from jaxml.verify.network import Net, apply
 from jaxml.verify.problem import Box, Spec
+
+_HIGH = jax.lax.Precision.HIGHEST
 
 
 class Attack(NamedTuple):
@@ -59,7 +62,8 @@ def pgd(
     x = lower + jax.random.uniform(key, shape, lower.dtype) * (upper - lower)
 
     def values(x):
-        rows = jnp.einsum("rgo,to->rgt", apply(net, x), spec.weight) + spec.offset[None, None]
+        rows = jnp.einsum("rgo,to->rgt", apply(net, x), spec.weight, precision=_HIGH)
+        rows = rows + spec.offset[None, None]
         return jnp.where(groups[None], rows, -jnp.inf).max(-1)
 
     def step(carry, i):
@@ -109,8 +113,7 @@ class AdversarialTraining(nn.Module):
 
         def loss(x):
             logits = model.apply(variables, x)
-            chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-            return (jax.nn.logsumexp(logits, axis=1) - chosen).sum()
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
         lower, upper = jnp.clip(x - self.eps, 0, 1), jnp.clip(x + self.eps, 0, 1)
         # From the middle of the box's half: the gradient at x itself can vanish.

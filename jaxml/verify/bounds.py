@@ -97,7 +97,9 @@ def ibp(net: Net, box: Box, spec: Spec, bounds: Bounds | None = None) -> Float[A
     rows = transpose(net[-1], spec.weight)
     lower, upper = map(jax.nn.relu, bounds[-1]) if bounds else box
     lowest = jnp.minimum(rows * lower[None], rows * upper[None]).sum(-1)
-    return lowest + spec.weight @ jnp.asarray(net[-1].bias, lowest.dtype) + spec.offset
+    bias = jnp.asarray(net[-1].bias, lowest.dtype)
+    constant = jnp.matmul(spec.weight, bias, precision=jax.lax.Precision.HIGHEST)
+    return lowest + constant + spec.offset
 
 
 def kw(net: Net, box: Box, spec: Spec, bounds: Bounds | None = None) -> Float[Array, " t"]:

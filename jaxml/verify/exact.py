@@ -105,7 +105,7 @@ class _Program:
         widths = [net[0].n_in] + [layer.n_out for layer in net[:-1] for _ in range(2)]
         starts = np.concatenate([[0], np.cumsum(widths)])
         low, high = [box.lower], [box.upper]
-        rows, integral = [], []  # rows: (blocks {start: matrix}, lower, upper)
+        rows = []  # (blocks {start: matrix}, lower, upper)
         n_binary, last = 0, starts[-1]
         for i, layer in enumerate(net[:-1]):
             before, z, x = starts[2 * i], starts[2 * i + 1], starts[2 * i + 2]

@@ -12,7 +12,8 @@ from jaxml.verify.partitions import merge_groups
 from jaxml.verify.problem import Box
 from jaxml.verify.zonotope import Zonotope
 
-# HiGHS works with feasibility tolerances of 1e-7 for rows and reduced costs.
+# HiGHS works with feasibility tolerances of 1e-7 for rows and reduced costs, and takes for integral
+# what is within 1e-6 of an integer.
 _TOLERANCE = 1e-6
 
 
@@ -43,7 +44,8 @@ def relu_program_mip(z: Zonotope, box: Box, c1, c2, *, time_limit: float = 10.0)
       time_limit: seconds.
 
     Returns:
-      MipBound; ``lower`` has 1e-6 times the sum of all variables' ranges subtracted.
+      MipBound; ``lower`` has 1e-6 times the sum of all variables' ranges subtracted, times the
+      largest coefficient if that is above 1.
     """
     center, generators = (np.asarray(a, np.float64) for a in z)
     low, high, c1, c2 = (np.asarray(a, np.float64) for a in (*box, c1, c2))
@@ -91,7 +93,8 @@ def relu_program_mip(z: Zonotope, box: Box, c1, c2, *, time_limit: float = 10.0)
     bound = getattr(solution, "mip_dual_bound", None)
     if bound is None:
         bound = solution.fun if solution.status == 0 else -np.inf
-    slack = _TOLERANCE * float((upper - lower).sum() + 1)
+    scale = np.abs(np.r_[1.0, cost, c1, c2]).max()
+    slack = _TOLERANCE * float(scale * ((upper - lower).sum() + 1))
     incumbent = np.inf if solution.fun is None else float(solution.fun) + constant
     return MipBound(float(bound) + constant - slack, incumbent)
 

@@ -242,8 +242,12 @@ def _unsqueeze(x, axes):
     return x.reshape(shape)
 
 
-def _cast(x, to=None, saturate=1):
-    return x  # the network is read in float64, whatever its numbers are stored in
+def _cast(x, to, saturate=1):
+    from onnx import helper
+
+    dtype = helper.tensor_dtype_to_np_dtype(to)
+    # The network is read in float64, whatever its numbers are stored in.
+    return x.astype(np.float64 if jnp.issubdtype(dtype, jnp.floating) else dtype)
 
 
 _OPERATORS: dict[str, Callable] = {

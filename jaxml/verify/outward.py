@@ -53,7 +53,7 @@ class Certificate(NamedTuple):
     Attributes:
       lower: ``[t]`` float64, at most ``spec.weight @ z_L + spec.offset`` for all inputs in the box.
       bounds: boxes of the pre-activations, as sound.
-      relus: of the ``L - 1`` relus.
+      relus: of the ``L - 1`` relus, the first one first; none without ``pairs``.
     """
 
     lower: Float[Array, " t"]

@@ -124,7 +124,8 @@ class _Reader:
             or (name in _ONE and len(traced) == 1)
             or name in _ANY
         )
-        if not affine:
+        # A conversion to integers or booleans rounds.
+        if not affine or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
             raise ValueError(
                 f"layer {len(self.layers)} has the operation {name!r}, which is neither affine nor "
                 "a relu"

@@ -174,9 +174,10 @@ class _Search:
         """Returns the smallest over the cases of the best row's bound, and input sensitivities."""
         self.n_boxes += 1
         result = zonodual_bound(self.net, box, spec, n_steps=n_steps, layer_steps=layer_steps)
-        best = np.array([result.lower[group].max() for group in groups])
+        lower = np.where(np.isnan(result.lower), -np.inf, result.lower)  # NaN proves nothing
+        best = np.array([lower[group].max() for group in groups])
         worst = groups[int(best.argmin())]
-        row = np.flatnonzero(worst)[int(result.lower[worst].argmax())]
+        row = np.flatnonzero(worst)[int(lower[worst].argmax())]
         relus = result.certificate.relus
         rho = -relus[0].c1[row] if relus else spec.weight[row]
         slope = np.asarray(rho @ matrix(self.net[0]))

@@ -115,7 +115,9 @@ def _disjuncts(expression) -> list[list]:
             return [conjunction for part in parts for conjunction in _disjuncts(part)]
         case ["and", *parts]:
             products = itertools.product(*map(_disjuncts, parts))
-            return [list(itertools.chain(*chosen)) for chosen in itertools.islice(products, _MOST)]
+            # One more than are taken, so that the caller sees that there are too many.
+            some = itertools.islice(products, _MOST + 1)
+            return [list(itertools.chain(*chosen)) for chosen in some]
         case ["<=" | "<", left, right]:
             return [[_difference(left, right)]]
         case [">=" | ">", left, right]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxml.verify import network
@@ -61,7 +62,8 @@ def concretize(z: Zonotope) -> Box:
 
 def support(z: Zonotope, directions: Float[Array, "t n"]) -> Float[Array, " t"]:
     """Returns the smallest value of each linear function over a zonotope."""
-    return directions @ z.center - jnp.abs(directions @ z.generators).sum(1)
+    center, generators = (jnp.matmul(directions, a, precision=lax.Precision.HIGHEST) for a in z)
+    return center - jnp.abs(generators).sum(1)
 
 
 def reduce_order(z: Zonotope, n_generators: int) -> Zonotope:

@@ -25,6 +25,9 @@ def flat(update):
 
 RULES = {
     "mean": A.mean,
+    "clipped_noisy_mean": lambda u, w: A.clipped_noisy_mean(
+        jax.random.key(0), u, w, max_norm=100.0, noise=0.0
+    ),
     "geometric_median": A.geometric_median,
     "krum": lambda u, w: A.krum(u, w, n_malicious=2),
     "multi_krum": lambda u, w: A.multi_krum(u, w, n_malicious=2),
@@ -41,8 +44,9 @@ def test_weightless_clients_and_order_do_not_matter(updates, rule):
     expected = flat(fn(updates, weights))
     mixed = jax.tree.map(lambda u: u[order], updates)
     np.testing.assert_allclose(flat(fn(mixed, weights)), expected, atol=1e-5)
-    if rule != "multi_krum":  # whose default keeps c - f
-        padded = jax.tree.map(lambda u: jnp.concatenate([u, 100 + 0 * u[:2]]), updates)
+    for value in (100.0, jnp.nan):
+        padding = jax.tree.map(lambda u, v=value: jnp.full_like(u[:2], v), updates)
+        padded = jax.tree.map(lambda u, p: jnp.concatenate([u, p]), updates, padding)
         found = fn(padded, jnp.array([1.0] * 7 + [0.0] * 2))
         np.testing.assert_allclose(flat(found), expected, atol=1e-5)
     assert not flat(fn(updates, jnp.zeros(7))).any()

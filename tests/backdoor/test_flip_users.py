@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 from sklearn.neighbors import NearestNeighbors
 
 from jaxml.backdoor import flip_users, label_cleaning
@@ -69,7 +70,7 @@ def test_losses_suspects_and_what_removing_them_comes_to():
     rng = np.random.default_rng(0)
     logits, y = rng.normal(size=(6, 3)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2])
     losses = label_cleaning.label_losses(jnp.asarray(logits), jnp.asarray(y))
-    expected = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    expected = -scipy.special.log_softmax(logits, axis=1)[np.arange(6), y]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     marked = label_cleaning.suspects(np.array([1.0, 3, 3, 0, 3, 2]), 2)
     np.testing.assert_array_equal(np.flatnonzero(marked), [1, 2])

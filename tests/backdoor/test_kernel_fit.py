@@ -80,6 +80,25 @@ def test_without_ridge_the_training_labels_come_back():
         np.testing.assert_allclose(queries.prediction, y, atol=1e-8)
 
 
+@pytest.mark.parametrize("leaves_out", [False, True])
+def test_a_point_that_makes_the_kernel_singular_has_no_prediction(leaves_out):
+    kernel, y, left_out = _case(5)
+    copy = N + Q + 2  # a candidate that is a clean point
+    kernel[copy], kernel[:, copy] = kernel[4], kernel[:, 4]
+    kernel[copy, copy] = kernel[4, 4]
+    with jax.enable_x64(True):
+        fit = kernel_fit.fit_clean(kernel[:N, :N], y, diag_reg=0.0)
+        queries = kernel_fit.see_queries(
+            fit, kernel[:N, N : N + Q], left_out=left_out if leaves_out else None
+        )
+        pool = slice(N + Q, None)
+        added = kernel_fit.add_points(
+            fit, queries, kernel[:N, pool], kernel[pool, pool], kernel[pool, N : N + Q], np.ones(C)
+        )
+        alone = np.asarray(kernel_fit.predict_one(queries, added))
+    assert np.isnan(alone[2]).all() and np.isfinite(np.delete(alone, 2, axis=0)).all()
+
+
 def test_gradients_equal_finite_differences():
     kernel, y, left_out = _case(3)
     index, pool = np.array([1, 6]), slice(N + Q, None)

@@ -101,6 +101,11 @@ def test_rows_are_means_of_the_label_and_mask_who_cannot_tell():
         assert (
             filters.restrict(cohort, jnp.ones(size, bool), 1, level=level).mask == cohort.mask
         ).all()
+    message = "level must be one of user, label, sample; got 'client'"
+    with pytest.raises(ValueError, match=message):
+        filters.label_rows(h, cohort, 1, level="client")
+    with pytest.raises(ValueError, match=message):
+        filters.restrict(cohort, accepted, 1, level="client")
 
 
 def test_the_better_score_is_chosen_by_data():

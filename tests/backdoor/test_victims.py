@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import linen
 
-from jaxml import nn, train
+from jaxml import nn, ntk, train
 from jaxml.backdoor import detection, forgetting, victims
 
 MODEL = nn.MLP((6,), 1)
@@ -113,7 +113,7 @@ def test_scores_are_those_of_numpy():
     scores = jax.jit(detection.spectral_scores)(jnp.asarray(features, jnp.float32))
     np.testing.assert_allclose(scores, expected, atol=1e-4)
     params = MODEL.init(jax.random.key(0), X)
-    norms = detection.kernel_norms(MODEL.apply, params, X, batch_size=6)
+    norms = ntk.ntk_diagonal(MODEL.apply, params, X, batch_size=6)
     gradients = jax.vmap(lambda x: jax.grad(lambda p: MODEL.apply(p, x[None])[0, 0])(params))(X)
     squares = sum(np.square(g).reshape(N, -1).sum(1) for g in jax.tree.leaves(gradients))
     np.testing.assert_allclose(norms, squares, rtol=1e-5)

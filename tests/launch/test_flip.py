@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from configs.flip import digits, paper, tiny
 from jaxml import data
 from jaxml.io import MetricsWriter, artifacts
-from launch import _flip_data, flip
+from launch import _flip_data, _flip_users, flip
 
 from .conftest import ROOT
 
@@ -136,6 +137,18 @@ def test_a_run_killed_over_and_over_resumes_to_the_same_bits(finished, tmp_path)
     assert again.tables == result.tables and not events
 
 
+def test_users_with_the_same_labels_do_not_share_checkpoints(monkeypatch, tmp_path):
+    config, folders = small(models_at_once=1), []
+    audit = _flip_data.make_audit(jax.random.key(3), config, 0, tmp_path, MetricsWriter(), None)
+    state = types.SimpleNamespace(variables={"params": np.zeros((1, 2), np.float32)})
+    monkeypatch.setattr(
+        _flip_users, "resumable", lambda _, saves, *args: folders.append(saves) or {}
+    )
+    monkeypatch.setattr(_flip_users.flip_users, "train_users", lambda *_, **__: state)
+    users = [_flip_users.User("clean", 0.0, audit.y, seed) for seed in range(2)]
+    assert len(_flip_users._train(audit, "users", users)) == len(set(folders)) == 2
+
+
 def test_label_files_give_the_same_networks_in_another_process(finished, tmp_path):
     workdir, _ = finished
     for seed in (0, 1):
@@ -182,6 +195,7 @@ def test_a_label_file_that_was_changed_or_is_of_other_images_is_refused(finished
         ({"stage": "user"}, "stage must be one of all, experts, labels, select, users"),
         ({"soft_alpha": (2.0,)}, r"soft_alpha must lie in \[0, 1\], got 2.0"),
         ({"other_budgets": (5,)}, "other_budgets must be among the budgets"),
+        ({"defended": ("flip", "soft")}, "defended must be among flip, .*; got 'soft'"),
         ({"train_size": 0}, "several data_seeds need a train_size"),
         ({"train_size": 1795}, "train_size must leave test images"),
         ({"coarse": True}, "coarse labels are cifar100's"),

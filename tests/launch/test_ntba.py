@@ -84,17 +84,22 @@ class KilledError(Exception):
 
 def test_a_run_that_was_killed_resumes_to_the_same_numbers(finished, tmp_path):
     workdir, result = finished
-
-    def kill(event):
-        if event["stage"].startswith("seed 4, 2 poisons: judge"):
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        run(small(), workdir=tmp_path, writer=MetricsWriter(None, kill))
     done = tmp_path / "artifacts" / "seed_4"
-    assert (done / "m_1" / "outcomes.json").exists()
-    assert not (done / "m_2" / "outcomes.json").exists()
-    resumed = run(small(), workdir=tmp_path)
+    for what in ("judge", "train"):
+
+        def kill(event, what=what):
+            if event["stage"].startswith(f"seed 4, 2 poisons: {what}"):
+                raise KilledError
+
+        with pytest.raises(KilledError):
+            run(small(), workdir=tmp_path, writer=MetricsWriter(None, kill))
+        assert (done / "m_1" / "outcomes.json").exists()
+        assert (done / "m_2" / "manifest.json").exists() == (what == "train")
+        assert not (done / "m_2" / "outcomes.json").exists()
+    events = []
+    resumed = run(small(), workdir=tmp_path, writer=MetricsWriter(None, events.append))
+    # Poisons that were found are not looked for again.
+    assert not any("optimise" in event["stage"] for event in events)
     assert resumed.tables == result.tables and resumed.claims == result.claims
     for name in ("poisons.npz", "manifest.json", "outcomes.json"):
         paths = (root / "artifacts" / "seed_4" / "m_2" / name for root in (workdir, tmp_path))

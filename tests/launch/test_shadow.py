@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from configs.shadow import digits, paper, tiny
+from jaxml.backdoor.shadow import FROZEN, TRAINING
 from jaxml.io import MetricsWriter
-from launch import _shadow_world, shadow, spectre
+from launch import _shadow_report, _shadow_world, shadow, spectre
 
 
 def small(**changes):
@@ -69,6 +70,20 @@ def test_a_killed_run_resumes_with_the_same_traces(finished, tmp_path):
     for path in (workdir / "artifacts").rglob("*.npz"):
         other = tmp_path / path.relative_to(workdir)
         np.testing.assert_array_equal(np.load(path)["asr"], np.load(other)["asr"])
+
+
+def test_the_filter_alone_guards_the_target_and_is_judged_in_every_round(finished):
+    _, result = finished
+    alone = {row["defence"]: row for row in result.tables["seeds"]}["filter alone (SPECTRE)"]
+    guarding_all = run(small(defense=("spectre",), guarded_labels="all")).tables["seeds"][0]
+    assert guarding_all == alone
+    waiting = np.zeros(4, int)
+    trace = _shadow_world.Trace(*[waiting] * 4, np.array([0, 1, 0, 1.0]), waiting, waiting)
+    assert _shadow_report.found_by("spectre", trace, "recall") == 0.5
+    assert _shadow_report.found_by("rfa", trace, "recall") is None
+    assert _shadow_report.found_by("shadow", trace, "recall") is None  # it never trained
+    trace = trace._replace(phase=np.array([0, TRAINING, TRAINING, FROZEN]))
+    assert _shadow_report.found_by("shadow", trace, "recall") == 0.5
 
 
 @pytest.mark.heavy

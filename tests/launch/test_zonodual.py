@@ -12,7 +12,7 @@ import pytest
 from configs.zonodual import digits, paper, tiny
 from jaxml.core.sharding import make_mesh
 from jaxml.io import MetricsWriter
-from launch import zonodual
+from launch import _zonodual_report, zonodual
 
 METHODS = ["ibp", "deepz", "crown", "alpha", "box", "lp", "zd2d", "zdmip", "mip"]
 
@@ -57,7 +57,7 @@ def test_the_result_has_a_line_for_each_margin_and_method(finished):
         "distribution_of_bounds", "bound_against_step_and_time", "certified_accuracy",
     }  # fmt: skip
     assert len(result.claims) == 6
-    assert all(isinstance(c.holds, bool) and c.value for c in result.claims)
+    assert all(c.holds in (True, False, None) and c.value for c in result.claims)
     assert result.claims[-1].holds  # no bound above an attack
 
 
@@ -78,19 +78,33 @@ class KilledError(Exception):
 
 def test_a_run_that_was_killed_goes_on_to_the_same_numbers(finished, tmp_path):
     _, result = finished
+    folder = tmp_path / "artifacts" / "network_0"
+    for stage, name in (("bound margins", "images"), ("certified accuracy", "sweep_0.01.json")):
 
-    def kill(event):
-        if event["stage"].endswith("certified accuracy") and event["step"] == 1:
-            raise KilledError
+        def kill(event, stage=stage):
+            if event["stage"].endswith(stage) and event["step"] == 1:
+                raise KilledError
 
-    with pytest.raises(KilledError):
-        run(small(), workdir=tmp_path, writer=MetricsWriter(None, kill))
-    assert (tmp_path / "artifacts" / "network_0" / "sweep_0.01.json").exists()
+        with pytest.raises(KilledError):
+            run(small(), workdir=tmp_path, writer=MetricsWriter(None, kill))
+        assert (folder / name).exists()
     # What is left runs on four devices.
     again = run(small(images_at_once=4), workdir=tmp_path, mesh=make_mesh(4))
-    assert without_seconds(again.tables["results"]) == without_seconds(result.tables["results"])
+    rows = again.tables["results"]
+    assert without_seconds(rows) == without_seconds(result.tables["results"])
+    # An image that was done was not done again: its seconds are those of the run that was killed.
+    first = json.loads((folder / "images" / f"{rows[0]['image']}.json").read_text())
+    assert rows[: len(METHODS)] == first["rows"]
     for row, other in zip(again.tables["sweep"], result.tables["sweep"], strict=True):
         assert row == pytest.approx(other, abs=1e-4)
+
+
+def test_one_method_alone_has_its_figures(finished):
+    _, result = finished
+    rows = [row for row in result.tables["results"] if row["method"] == "zd2d"]
+    curves = [{"zd2d": {"steps": [0, 10, 20], "values": [-1.0, 0.5, 0.7], "seconds": 0.1}}]
+    figures = _zonodual_report.figures(rows, curves, result.tables["sweep"])
+    assert set(figures) == set(result.figures)
 
 
 def test_a_checkpoint_is_bounded_without_claims(finished):
@@ -104,7 +118,7 @@ def test_a_checkpoint_is_bounded_without_claims(finished):
     for found in (own, named):
         assert found.claims == []
         assert [r["lower"] for r in found.tables["results"]] == [r["lower"] for r in rows]
-    with pytest.raises(ValueError, match=r"module: cannot make 'jaxml\.nn:Nothing'"):
+    with pytest.raises(ValueError, match=r"module: cannot find 'jaxml\.nn:Nothing'"):
         run(small(**short, module="jaxml.nn:Nothing"))
 
 
@@ -113,6 +127,7 @@ def test_a_checkpoint_is_bounded_without_claims(finished):
     [
         ({"model": "vgg"}, "model must be one of mlp, ffnet, deep, wide; got 'vgg'"),
         ({"methods": ("crown", "magic")}, "methods must be among .*; got 'magic'"),
+        ({"methods": ("crown", "zdmip")}, "zdmip goes on from zd2d"),
         ({"targets": "some"}, "targets must be one of next, all"),
         ({"partition": "best"}, "partition must be one of"),
         ({"start": "warm"}, "start must be one of zero, kw, crown, alpha"),
@@ -175,8 +190,18 @@ def files(tmp_path):
 
 def test_files_are_answered_with_a_line_each(files):
     (files / "instances.csv").write_text("f.onnx,holds.vnnlib,30\nf.onnx,fails.vnnlib,30\n")
-    result = run(small(instances=str(files / "instances.csv")), workdir=files / "out")
+    config = small(instances=str(files / "instances.csv"))
+
+    def kill(event):
+        if event["step"] == 1:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run(config, workdir=files / "out", writer=MetricsWriter(None, kill))
+    kept = json.loads((files / "out" / "artifacts" / "answer_0_holds.json").read_text())
+    result = run(config, workdir=files / "out")
     rows = result.tables["results"]
+    assert rows[0] == kept["row"] and result.notes[:1] == kept["notes"]
     assert [row["result"] for row in rows] == ["unsat", "sat"]
     assert list(rows[0]) == ["category", "onnx", "vnnlib", "prepare_time", "result", "run_time"]
     text = (files / "out" / "artifacts" / "counter_example_1_fails.txt").read_text()

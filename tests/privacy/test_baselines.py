@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import laplace
 
 from jaxml import privacy
-from jaxml.privacy import baselines
+from jaxml.privacy import baselines, mechanisms
 from tests.privacy import reference
 
 N, D = 1200, 2
@@ -64,8 +64,26 @@ def test_adassp_reads_no_bound_off_the_data(small):
     np.testing.assert_allclose(answers[0].coef, answers[1].coef, rtol=1e-9)
 
 
-def test_the_noise_of_adassp_hides_the_replacement_of_any_row():
-    """Sensitivities, by the worst of many pairs of rows of length one."""
+@pytest.mark.parametrize("method", ["adassp", "dp_gd"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_a_row_of_zeros(small, method, value):
+    X, y, _ = small
+    fn, kwargs = METHODS[method]
+    kwargs = kwargs | {"epsilon": 1.0, "delta": 1e-6}
+    zero_X, zero_y = X.copy(), y.copy()
+    zero_X[3], zero_y[3] = 0.0, 0.0
+    expected = fn(jax.random.key(0), zero_X, zero_y, **kwargs).coef
+    assert np.isfinite(expected).all()
+    for of_x, of_y in ((value, y[3]), (1.7e308, y[3]), (X[3, 1], value)):
+        bad_X, bad_y = X.copy(), y.copy()
+        bad_X[3, 1], bad_y[3] = of_x, of_y
+        answer = fn(jax.random.key(0), bad_X, bad_y, **kwargs)
+        assert answer.status == privacy.PASS
+        np.testing.assert_array_equal(answer.coef, expected)
+
+
+def test_the_noise_of_adassp_hides_the_replacement_of_any_row(monkeypatch):
+    """Sensitivities, by the worst of many pairs of rows of length one, and noise of that size."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 2000, 3))
     x /= np.linalg.norm(x, axis=-1, keepdims=True)
@@ -74,6 +92,48 @@ def test_the_noise_of_adassp_hides_the_replacement_of_any_row():
     gram = np.linalg.norm(outer[0] - outer[1], axis=(1, 2))
     cross = np.linalg.norm(x[0] * y[0] - x[1] * y[1], axis=1)
     assert 1.4 < gram.max() <= np.sqrt(2) + 1e-12 and 1.9 < cross.max() <= 2 + 1e-12
+
+    draws = {}
+
+    def recorded(key, shape):
+        draws[shape] = np.asarray(mechanisms.standard_normal(key, shape))
+        return draws[shape]
+
+    monkeypatch.setattr(baselines, "standard_normal", recorded)
+    monkeypatch.setattr(baselines, "_adassp", baselines._adassp.__wrapped__)  # not compiled
+    n, d, x_bound, y_bound, failure, delta = 20, 3, 1.5, 2.5, 0.05, 1e-3
+    x = rng.normal(size=(n, d))
+    x *= x_bound / np.linalg.norm(x, axis=1, keepdims=True)
+    y = rng.uniform(-y_bound, y_bound, n)
+    answer = privacy.adassp(
+        jax.random.key(0), x, y, epsilon=20.0, delta=delta, x_bound=x_bound, y_bound=y_bound,
+        failure=failure,
+    )  # fmt: skip
+    scale = mechanisms.gaussian_scale(20.0 / 3, delta / 3)
+    of_gram, of_cross = np.sqrt(2) * x_bound**2 * scale, 2 * x_bound * y_bound * scale
+    noise = np.triu(draws[d, d]) + np.triu(draws[d, d], 1).T
+    least = np.linalg.eigvalsh(x.T @ x)[0] + x_bound**2 * scale * (
+        draws[()] - np.sqrt(2 * np.log(6 / delta))
+    )
+    ridge = of_gram * np.sqrt(d * np.log(2 * d**2 / failure)) - least
+    assert least > 0 and ridge > 0
+    expected = np.linalg.solve(
+        x.T @ x + of_gram * noise + ridge * np.eye(d), x.T @ y + of_cross * draws[d,]
+    )
+    np.testing.assert_allclose(answer.coef, expected, rtol=1e-9)
+
+
+def test_the_noise_of_dp_gd_is_that_of_all_its_steps():
+    # Nothing but noise is left of data that are 0, and every coordinate draws its own.
+    n, clip, learning_rate, n_steps = 5, 3.0, 0.2, 4
+    answer = privacy.dp_gd(
+        jax.random.key(0), np.zeros((n, 40_000)), np.zeros(n), epsilon=1.5, delta=1e-5, clip=clip,
+        learning_rate=learning_rate, n_steps=n_steps,
+    )  # fmt: skip
+    scale = mechanisms.gaussian_scale(1.5, 1e-5)
+    # A row's gradient turns over at most, by 2 clip, in each step.
+    expected = learning_rate / n * 2 * clip * n_steps * scale
+    assert np.std(answer.coef) == pytest.approx(expected, rel=0.02)
 
 
 def deep_points(models, epsilon, delta, n_draws):
@@ -127,6 +187,7 @@ def test_the_distance_of_tukey_em_is_that_of_its_lemma():
         ("adassp", {"epsilon": 0.0}, "epsilon must be positive"),
         ("adassp", {"x_bound": 0.0}, "x_bound must be positive and finite, got 0.0"),
         ("adassp", {"y_bound": np.inf}, "y_bound must be positive"),
+        ("adassp", {"failure": 1.0}, r"failure must lie in \(0, 1\), got 1.0"),
         ("tukey_em", {"delta": 1.0}, "delta must lie"),
         ("tukey_em", {"n_models": 601}, r"n_models must lie in 8..n / d = 600, got 601"),
         ("dp_gd", {"clip": -1.0}, "clip must be positive"),

@@ -116,6 +116,10 @@ class Residual(nn.Module):
         (nn.Sequential([nn.Dense(3), nn.tanh]), "layer 0 has the operation 'tanh'"),
         (nn.Sequential([nn.Dense(3), nn.relu, nn.LayerNorm()]), "layer 1 has the operation"),
         (Residual(), "layer 1 .*skip connections are not supported"),
+        (
+            nn.Sequential([nn.Dense(3), lambda x: x.astype(int), lambda x: x.astype(float)]),
+            "layer 0 has the operation 'convert_element_type'",
+        ),
         (nn.Sequential([nn.Dense(3), lambda x: x * 0 / 0]), "layer 0 has 9 weights that are not"),
     ],
 )

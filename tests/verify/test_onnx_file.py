@@ -126,6 +126,9 @@ def test_a_dense_file_has_the_bound_of_the_network_in_memory(tmp_path):
          NotImplementedError, "AveragePool .node 'AveragePool_0'.*ceil_mode"),
         ([("Relu", ["x"], "r", {}), ("Add", ["x", "r"], "y", {})], ValueError, "skip connections"),
         ([("Mul", ["x", "x"], "y", {})], ValueError, "layer 0 has the operation 'mul'"),
+        ([("Cast", ["x"], "i", {"to": onnx.TensorProto.INT64}),
+          ("Cast", ["i"], "y", {"to": onnx.TensorProto.FLOAT})], ValueError,
+         "layer 0 has the operation 'convert_element_type'"),
     ],
 )  # fmt: skip
 def test_what_is_not_supported_is_named(nodes, error, message, tmp_path):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.heavy
 def test_the_order_of_all_methods_on_digits():
     digits = data.load("digits")
     model = verify.AdversarialTraining(MLP((100, 100), 10), 0.06, 5)
-    optimizer = train.make_optimizer("adam", learning_rate=3e-3, n_steps=1)
+    optimizer = train.make_optimizer("adam", learning_rate=3e-3)
     state = train.fit(
         jax.random.key(0), model, optimizer, digits.train_x, digits.train_y, n_epochs=60,
         batch_size=100, epochs_per_call=60,

@@ -138,6 +138,17 @@ def test_a_group_that_runs_out_of_time_still_has_a_bound():
     assert ((inside @ c1 + np.maximum(inside, 0) @ c2) >= done.lower).all()
 
 
+def test_the_bound_of_a_group_scales_with_its_objective():
+    rng = np.random.default_rng(10)
+    z = verify.Zonotope(0.1 * rng.normal(size=6), rng.normal(size=(6, 10)))
+    box = verify.Box(*(z.center + s * np.abs(z.generators).sum(1) / 2 for s in (-1, 1)))
+    c1, c2 = rng.normal(size=(2, 6))
+    plain, large = (verify.relu_program_mip(z, box, s * c1, s * c2) for s in (1, 1e4))
+    slack = plain.upper - plain.lower
+    assert 1e-6 < slack < 1e-2
+    assert large.upper - large.lower == pytest.approx(1e4 * slack, rel=0.1)
+
+
 def test_ibp_and_deepz_are_those_of_float64():
     rng = np.random.default_rng(7)
     net, box, spec = random_problem(rng, SIZES, eps=0.2)

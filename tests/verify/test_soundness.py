@@ -151,6 +151,20 @@ def test_hidden_units_may_be_permuted_and_rescaled():
         np.testing.assert_allclose(after[0][name], before[0][name], rtol=1e-9, atol=1e-9)
 
 
+def test_alpha_crown_lies_between_crown_and_the_exact_minimum():
+    rng = np.random.default_rng(6)
+    gains = []
+    bound = jax.jit(lambda *problem: (verify.crown(*problem), verify.alpha_crown(*problem)))
+    for _ in range(4):
+        problem = random_problem(rng, SIZES, eps=0.3)
+        with jax.enable_x64(True):
+            crown, alpha = jax.device_get(bound(*problem))
+        exact = np.array([r.lower for r in verify.mip_bound(*problem)])
+        assert (crown <= alpha).all() and (alpha <= exact + 1e-6).all()
+        gains.append(alpha - crown)
+    assert np.mean(gains) > 1e-3
+
+
 def test_starts():
     rng = np.random.default_rng(5)
     net, box, spec = random_problem(rng, SIZES, eps=0.2)

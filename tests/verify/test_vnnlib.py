@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxml import verify
-from jaxml.verify import vnnlib
+from jaxml.verify import search, vnnlib
 
 TEXT = """; a property
 (declare-const X_0 Real)
@@ -63,8 +63,10 @@ BOXED = DECLARED + "".join(f"(assert (>= X_{i} 0))(assert (<= X_{i} 1))" for i i
         (BOXED + "(assert (<= X_0 X_1))", NotImplementedError, "an assertion over X_0, X_1"),
         (BOXED + "(assert (<= X_0 Y_0))", NotImplementedError, "an assertion over X_0, Y_0"),
         (BOXED + "(assert (<= 1 (* 0.1 Y_0)))", NotImplementedError, "coefficient -1/10 of Y_0"),
+        (BOXED + f"(assert (and {'(or (<= Y_0 1) (>= Y_0 2))' * 15}))", NotImplementedError,
+         "more than 20000 conjunctions"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_read_is_named(text, error, message):
     with pytest.raises(error, match=message):
         verify.parse_vnnlib(text)
@@ -119,6 +121,20 @@ def test_a_margin_that_only_rounding_separates_is_unknown():
     )
     answer = verify.decide(jax.random.key(0), net, [strict], timeout=2, n_steps=5)
     assert answer.result != "unsat"
+
+
+def test_a_bound_that_is_not_a_number_proves_nothing(monkeypatch):
+    bound = search.zonodual_bound
+
+    def overflowed(*args, **kwargs):
+        return bound(*args, **kwargs)._replace(lower=np.full(1, np.nan))
+
+    monkeypatch.setattr(search, "zonodual_bound", overflowed)
+    net = hat(0.5)
+    answer = verify.decide(
+        jax.random.key(0), net, [case(net, [0.0], [1.0])], timeout=0.5, n_steps=2
+    )
+    assert answer.result == "unknown" and answer.lower == -np.inf
 
 
 def test_a_case_needs_all_rows_and_every_case_is_refuted():
