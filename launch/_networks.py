@@ -17,7 +17,8 @@ def check(config) -> None:
     from jaxml import data
 
     data.check(config.dataset)
-    for name in ("epochs", "batch_size", "eval_batch_size", "models_at_once"):
+    sizes = ("epochs", "batch_size", "eval_batch_size", "models_at_once", "epochs_per_checkpoint")
+    for name in sizes:
         if config.get(name, 1) < 1:
             raise ValueError(f"{name} must be positive, got {config[name]}")
     if config.augment not in ("none", "crop_flip"):
@@ -86,15 +87,13 @@ def load(config, dataset) -> tuple[Any, list[dict]]:
 
 def _own_description(path: str) -> str | None:
     """Returns what ``train`` has written into the file, if it was ``train``."""
-    from safetensors import SafetensorError
-
     from jaxml.io import artifacts
 
     if os.path.isdir(path):
         return None
     try:
         return artifacts.load_metadata(path).get("model")
-    except SafetensorError:
+    except ValueError:
         return None  # `load_published` says what it is instead
 
 

@@ -28,6 +28,9 @@ CHOICES = {
     "calibration": ("target", "public", "noise"),
 }
 
+# The starts of the names of models that nn.with_widths cannot rebuild.
+FIXED_WIDTH = ("resnet32_preact", "wide_resnet", "convnext", "vit")
+
 
 def check(config):
     """Raises ValueError or FileNotFoundError for a config that cannot run; needs no jax."""
@@ -44,6 +47,11 @@ def check(config):
         raise ValueError("calibration 'public' and a calibration_dataset go together")
     if not config.budget or not all(1 <= budget <= 2 for budget in config.budget):
         raise ValueError(f"budget must be numbers in [1, 2], got {config.budget}")
+    if max(config.budget) > 1 and _has_fixed_width(config):
+        raise ValueError(
+            f"budget must be 1 for model {config.model!r}, which cannot be rebuilt at the widths "
+            f"of a larger merge; got {config.budget}"
+        )
     if not 0.5 <= config.label_split <= 1:
         raise ValueError(f"label_split must lie in [0.5, 1], got {config.label_split}")
     if config.width <= 0:
@@ -53,6 +61,10 @@ def check(config):
             raise ValueError(f"{name} must be positive, got {config[name]}")
     if not config.ridge > 0:
         raise ValueError(f"ridge must be positive, got {config.ridge}")
+
+
+def _has_fixed_width(config) -> bool:
+    return not config.checkpoint_a and config.model.startswith(FIXED_WIDTH)
 
 
 if __name__ == "__main__":
@@ -144,7 +156,7 @@ def run(key, config, *, workdir=None, writer=None, mesh=None) -> _app.Result:
     outcomes, errors = [], []
     for index, (a, b) in enumerate(pairs):
         outcomes += _merge_pair(key, config, setting, index, a, b, root, writer)
-        errors.append(_separate_error(setting, a, b))
+        errors.append(_separate_error(config, setting, a, b))
     return _app.Result(
         [] if config.checkpoint_a else _pleas_report.claims(config, outcomes, errors),
         _pleas_report.tables(outcomes),
@@ -168,6 +180,8 @@ def _networks_of(key, config, sources, root, writer, mesh):
                     f"the checkpoints have {n_outputs} outputs, {dataset.name!r} has "
                     f"{dataset.n_classes} classes"
                 )
+        if max(config.budget) > 1:
+            with_widths(model, given[0])  # a module that it does not know ends here
         pairs = [given]
     else:
         pairs = []
@@ -177,10 +191,12 @@ def _networks_of(key, config, sources, root, writer, mesh):
                 split_key = jax.random.fold_in(named_key(key, "split"), index)
                 parts = _tasks.split(split_key, sources[0], config.label_split)
             pair = []
-            for part, seed in zip(parts, (config.seed_a, config.seed_b), strict=True):
-                seeds = [seed + 2 * index]
+            # A and B of one seed learn from different data, so each side has its own folder.
+            for side, part in zip("ab", parts, strict=True):
+                seeds = [config[f"seed_{side}"] + 2 * index]
+                folder = None if root is None else root / side
                 model, (variables,) = _networks.train(
-                    key, config, config.width, seeds, part, root, writer, mesh
+                    key, config, config.width, seeds, part, folder, writer, mesh
                 )
                 pair.append(variables)
             pairs.append(pair)
@@ -342,10 +358,7 @@ def _measure_merges(key, config, setting, index, budget, a, b, matching, folder)
         if folder is not None and index == 0 and jax.process_index() == 0:
             _save(folder / f"{budget:g}x" / file_name(merge.method), merge, networks)
         # What the blocks come to: a group has whole units only.
-        real = {
-            name: len(block.separate_a) / setting.spec.groups[name].size
-            for name, block in merge.blocks.items()
-        }
+        real = {name: block.separate_fraction for name, block in merge.blocks.items()}
         yield Outcome(
             index,
             budget,
@@ -427,8 +440,10 @@ def _probe(key, setting, model, networks) -> dict[str, float] | None:
     return accuracies
 
 
-def _separate_error(setting, a, b) -> float | None:
+def _separate_error(config, setting, a, b) -> float | None:
     """Compares the merge that keeps all units apart with the mean of both networks' outputs."""
+    if config.checkpoint_a or _has_fixed_width(config):
+        return None  # without a claim, or without a module at twice the width
     if getattr(setting.model, "norm", "none") not in ("batch", "none"):
         return None  # a norm over channels would mix the two
     merge = _assemble(setting, a, b, "separate", _unmatched(setting), 1.0)

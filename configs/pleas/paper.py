@@ -1,6 +1,6 @@
 """Experiment cards: PLeaS at the paper's scale, one by its argument.
 
-Paper:     Nasery, Hayase, Koh & Oh, PLeaS, CVPR 2025. Its numbers are second-hand (a reading note).
+Paper:     Nasery, Hayase, Koh & Oh, PLeaS, CVPR 2025. Its numbers are second-hand.
 
   argument             what is merged                           expected accuracy at 1x
   domainnet_A_B        A, B of clipart, infograph, painting,    38.6 (mean of all pairs); Git
@@ -9,8 +9,8 @@ Paper:     Nasery, Hayase, Koh & Oh, PLeaS, CVPR 2025. Its numbers are second-ha
   pets_dogs            of its own, ResNet-50                    which tfds lacks); ZipIt! 66.9
   cifar10_resnet20     digits' label split on CIFAR-10          not in the paper
 
-Hardware:  one 80 GB accelerator; hours for CIFAR, days for ResNet-50 from scratch. Not run here:
-           these cards state what to expect of the paper, not what was measured.
+Hardware:  one 80 GB accelerator; by arithmetic 1.5 hours to train a ResNet-50 (docs/scaling.md).
+           Not run here: these cards state what to expect of the paper, not what was measured.
 Data:      python -m launch.prepare_data --name=cifar10
            tfds keeps the photographs of the other sets in sizes of their own, and this reader takes
            one size, all in memory: store them resized, under their tfds name, as array_record in

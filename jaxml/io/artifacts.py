@@ -1,16 +1,17 @@
 """Finished results as files: arrays in safetensors or npz, everything else in JSON."""
 
+import contextlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.flax import load_file, save
 
 from jaxml.core.tree import from_paths, to_paths
@@ -36,7 +37,7 @@ def save_tree(
     leaves = to_paths(tree)
     if len(leaves) != len(jax.tree.leaves(tree)):
         raise ValueError('tree has leaves that share a name: no dict key may hold a "/"')
-    _write(path, save(leaves, metadata=dict(metadata or {})))
+    write_atomically(path, save(leaves, metadata=dict(metadata or {})))
 
 
 def load_tree(path: str | os.PathLike, like: PyTree | None = None) -> PyTree:
@@ -49,10 +50,11 @@ def load_tree(path: str | os.PathLike, like: PyTree | None = None) -> PyTree:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a leaf of ``like`` is missing from the file or the other way round, or a shape or
-        dtype differs; names the leaf.
+      ValueError: no safetensors file; a leaf of ``like`` is missing from the file or the other way
+        round, or a shape or dtype differs; names the leaf.
     """
-    leaves = load_file(path)
+    with reading(path):
+        leaves = load_file(path)
     if like is None:
         return unflatten_dict(leaves, sep="/")
     check_same_structure(to_paths(like), leaves, names=("like", str(path)))
@@ -65,16 +67,30 @@ def load_tree(path: str | os.PathLike, like: PyTree | None = None) -> PyTree:
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """Reads the ``metadata`` of ``save_tree`` without the arrays."""
-    with safe_open(path, framework="numpy") as file:
+    """Reads the ``metadata`` of ``save_tree`` without the arrays.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no safetensors file.
+    """
+    with reading(path), safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what safetensors says of a file that it cannot read into a ValueError that names it."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
 def save_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes named arrays as one ``.npz`` file, whole or not at all; names may hold a ``"/"``."""
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.asarray(array) for name, array in arrays.items()})
-    _write(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -85,7 +101,7 @@ def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def save_json(path: str | os.PathLike, value: Any) -> None:
     """Writes a value as JSON, whole or not at all; numpy and jax arrays become lists."""
-    _write(path, (json.dumps(value, indent=2, default=_plain) + "\n").encode())
+    write_atomically(path, (json.dumps(value, indent=2, default=_plain) + "\n").encode())
 
 
 def load_json(path: str | os.PathLike) -> Any:
@@ -99,7 +115,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
 
 
-def _write(path: str | os.PathLike, data: bytes) -> None:
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file whole or not at all, replacing an old one; missing folders are made."""
     # A rename within one folder is atomic: a reader sees the old file or the new one.
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from jaxml.core.tree import to_paths
 from jaxml.core.types import PyTree
 from jaxml.io import huggingface, open_clip, torchvision
-from jaxml.io.artifacts import _write, save_json
+from jaxml.io.artifacts import reading, save_json, write_atomically
 from jaxml.io.name_map import Layout, to_ours, to_theirs
 
 _LAYOUTS: dict[str, Layout] = {
@@ -141,7 +141,7 @@ def save_published(
         metadata["heads"] = str(module_kwargs["heads"])
     if path.suffix != ".safetensors":
         path = path / (_STEMS[1] if layout == "open_clip" else _STEMS[0])
-    _write(path, save(tensors, metadata=metadata))
+    write_atomically(path, save(tensors, metadata=metadata))
     if config:
         if layout != "open_clip":
             config["torch_dtype"] = str(next(iter(tensors.values())).dtype)
@@ -213,13 +213,10 @@ def _pickle(path: Path) -> str:
 def _read(files: list[Path]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     tensors, metadata = {}, {}
     for path in files:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                names = file.keys()
-                tensors |= {name: file.get_tensor(name) for name in names}
-                metadata |= file.metadata() or {}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        with reading(path), safe_open(path, framework="numpy") as file:
+            names = file.keys()
+            tensors |= {name: file.get_tensor(name) for name in names}
+            metadata |= file.metadata() or {}
     return tensors, metadata
 
 

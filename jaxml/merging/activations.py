@@ -100,9 +100,9 @@ def feature_moments(
 ) -> list[FeatureMoments]:
     """Sums the second moments of every feature that a group of the spec permutes.
 
-    One pass over the data; products are formed in float32 at the highest precision on the device
-    and added up in float64 on the host, so the split into batches does not matter. Neither model
-    changes: ``apply`` is evaluated as given, in evaluation mode.
+    One pass over the data; products are formed in the features' dtype, float32 at least, at the
+    highest precision on the device and added up in float64 on the host, so the split into batches
+    does not matter. Neither model changes: ``apply`` is evaluated as given, in evaluation mode.
 
     Args:
       spec: permutation groups, derived from the same ``apply``.

@@ -1,4 +1,8 @@
-"""How much of each group to keep apart, so that a merged network fits a compute budget."""
+"""How much of each group to keep apart, so that a merged network fits a compute budget.
+
+Ref: Stoica et al., "ZipIt! Merging Models from Different Tasks without Training", ICLR 2024: the
+partial merge of ``zip_ratios``.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -81,7 +85,18 @@ def merge_flops(
 
 
 def uniform_ratios(costs: Sequence[LayerCost], budget: float) -> dict[str, float]:
-    """Gives every group the one fraction that uses up the budget (in ``[1, 2]``)."""
+    """Gives every group the one fraction that uses up the budget.
+
+    Args:
+      costs: from ``layer_costs``.
+      budget: multiple of one network's multiply-adds, at least 1; from 2 on everything is separate.
+
+    Returns:
+      Group name to ratio.
+
+    Raises:
+      ValueError: ``budget < 1``.
+    """
     names = _groups(costs)
     return dict.fromkeys(names, _largest(lambda t: dict.fromkeys(names, t), costs, budget))
 
@@ -90,9 +105,19 @@ def zip_ratios(costs: Sequence[LayerCost], budget: float) -> dict[str, float]:
     """Merges a prefix of the network and keeps the rest apart, as far as the budget goes.
 
     The partial merge of ZipIt!: the later a group is made, the earlier it is kept apart.
+
+    Args:
+      costs: from ``layer_costs``.
+      budget: as in ``uniform_ratios``.
+
+    Returns:
+      Group name to 0 or 1.
+
+    Raises:
+      ValueError: ``budget < 1``.
     """
     ratios = dict.fromkeys(_groups(costs), 0.0)
-    _check_budget(budget)
+    check_budget(budget)
     for name in reversed(list(ratios)):
         if merge_flops(costs, ratios | {name: 1.0}) > budget * (1 + 1e-9):
             break
@@ -127,7 +152,7 @@ def solve_ratios(
     Raises:
       ValueError: ``budget < 1``, a group without a weight, or a weight that is negative or NaN.
     """
-    _check_budget(budget)
+    check_budget(budget)
     names = _groups(costs)
     for name in names:
         if name not in weights:
@@ -173,14 +198,15 @@ def _groups(costs: Sequence[LayerCost]) -> list[str]:
     return list(dict.fromkeys(g for c in costs for g in (c.input, c.output) if g))
 
 
-def _check_budget(budget: float) -> None:
+def check_budget(budget: float) -> None:
+    """Raises ValueError for less than the cost of one network."""
     if not budget >= 1:
         raise ValueError(f"budget must be at least 1, the cost of one network, got {budget}")
 
 
 def _largest(ray, costs, budget) -> float:
     """Finds the largest ``t`` in ``[0, 1]`` with ``merge_flops(ray(t))`` within the budget."""
-    _check_budget(budget)
+    check_budget(budget)
     if merge_flops(costs, ray(1.0)) <= budget:
         return 1.0
     low, high = 0.0, 1.0

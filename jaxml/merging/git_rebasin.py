@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxml.core.rng import named_key
+from jaxml.core.rng import named_key, numpy_generator
 from jaxml.core.tree import path_str, to_paths
 from jaxml.core.types import ApplyFn, Key, PyTree
 from jaxml.core.validate import check_finite, check_same_structure
@@ -41,7 +41,7 @@ class MatchResult(NamedTuple):
       objective: value at ``perms`` of what the method optimises: the inner product of the aligned
         parameters or activations (maximised), or the midpoint loss (minimised).
       history: the objective at the start and after each pass or step.
-      n_iter: passes or steps taken.
+      n_iter: passes taken, or matchings judged.
       n_assignments: assignment problems solved.
     """
 
@@ -50,10 +50,6 @@ class MatchResult(NamedTuple):
     history: tuple[float, ...]
     n_iter: int
     n_assignments: int
-
-
-def _rng(key: Key) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
 
 
 def _on_host(perms: Permutations) -> HostPermutations:
@@ -168,7 +164,7 @@ def _search(key, spec, terms, *, init, n_restarts, max_iter, rtol, callback=None
     for i in range(1, n_restarts):
         starts.append(_on_host(random_permutation(jax.random.fold_in(key, i), spec)))
     ascent = coordinate_ascent(
-        _rng(key),
+        numpy_generator(key),
         terms,
         {name: group.size for name, group in spec.groups.items()},
         max_iter=max_iter,
@@ -374,7 +370,7 @@ def ste_matching(
       b: variables of the model to permute.
       x: training inputs ``[n, ...]``.
       y: training targets ``[n, ...]``.
-      n_steps: gradient steps.
+      n_steps: matchings that are judged; a gradient step lies between each and the next.
       batch_size: examples a step, at most ``n``.
       optimizer: of ``W``; SGD with learning rate 0.1 and momentum 0.9 by default. (The paper's code
         uses 1e-2 and many more steps.)
@@ -435,6 +431,8 @@ def ste_matching(
         best = min(best, (loss, perms), key=lambda pair: pair[0])
         if callback is not None:
             callback(i, loss)
+        if i == n_steps - 1:
+            break
         rows = jax.random.permutation(named_key(jax.random.fold_in(key, i), "batch"), n)
         rows = rows[:batch_size]
         w, opt_state = step(w, opt_state, a, b_permuted, x[rows], y[rows])
@@ -518,7 +516,7 @@ def merge_many(
 
     perms, aligned = [_start(spec, None)] * len(models), list(originals)
     history = [distance(aligned)]
-    rng = _rng(key)
+    rng = numpy_generator(key)
     n_sweeps = 0
     for sweep in range(max_sweeps):
         moved = False

@@ -34,10 +34,10 @@ class Barrier(NamedTuple):
       lams: ``[n]``, evenly spaced.
       loss: ``[n]``.
       accuracy: ``[n]``.
-      barrier: ``max_lam loss(lam) - ((1 - lam) loss(0) + lam loss(1))``. Negative where the whole
-        line lies below its chord, except that the ends contribute 0.
+      barrier: ``max_lam loss(lam) - ((1 - lam) loss(0) + lam loss(1))``. Never negative: the ends
+        count, where it is 0.
       barrier_mean: ``max_lam loss(lam) - (loss(0) + loss(1)) / 2``, the paper's definition.
-      accuracy_barrier: ``max_lam ((1 - lam) acc(0) + lam acc(1)) - acc(lam)``.
+      accuracy_barrier: ``max_lam ((1 - lam) acc(0) + lam acc(1)) - acc(lam)``, never negative.
     """
 
     lams: np.ndarray
@@ -75,13 +75,15 @@ def loss_barrier(
       mesh: shares the points out over its axis ``"data"``, ``chunk`` at once on each device.
 
     Returns:
-      Barrier, on the host. Nothing is clipped.
+      Barrier, on the host.
 
     Raises:
-      ValueError: ``n < 2`` or models that differ.
+      ValueError: ``n < 2``, ``chunk < 1`` or models that differ.
     """
     if n < 2:
         raise ValueError(f"n must be at least 2, the two ends, got {n}")
+    if chunk < 1:
+        raise ValueError(f"chunk must be positive, got {chunk}")
     check_same_structure(a, b)
     a, b, data = replicate((a, b, data), mesh)
     found = _curve(

@@ -50,6 +50,11 @@ class Blocks(NamedTuple):
         return len(self.merged_a) + len(self.separate_a) + len(self.separate_b)
 
     @property
+    def separate_fraction(self) -> float:
+        """Share of each network's units that stay apart, ``(d - k) / d``: whole units only."""
+        return len(self.separate_a) / (len(self.merged_a) + len(self.separate_a))
+
+    @property
     def kinds(self) -> np.ndarray:
         """``[width]``: MERGED, FROM_A or FROM_B."""
         counts = (len(self.merged_a), len(self.separate_a), len(self.separate_b))

@@ -13,6 +13,7 @@ from jaxml.core.types import ApplyFn, Key, PyTree
 from jaxml.core.validate import check_finite, check_same_structure
 from jaxml.merging.activations import FeatureMoments, feature_moments
 from jaxml.merging.compute_budget import (
+    check_budget,
     layer_costs,
     merge_flops,
     solve_ratios,
@@ -28,7 +29,7 @@ from jaxml.merging.partial_merge import (
     select_blocks,
     weight_distances,
 )
-from jaxml.merging.permutation import Permutations, PermutationSpec
+from jaxml.merging.permutation import Permutations, PermutationSpec, check_permutations
 
 Matching = Literal["activation", "weight"]
 Ratios = Literal["qp", "uniform", "zip"]
@@ -124,15 +125,15 @@ def pleas_merge(
 
     Raises:
       ValueError: models that differ, NaN in weights or activations, no calibration input, a budget
-        below 1, ratios outside ``[0, 1]``, an unknown option; the message names path or group.
+        below 1, ratios outside ``[0, 1]``, a matching that is no bijection, an unknown option; the
+        message names path or group.
     """
     for name, value, legal in (("ratios", ratios, Ratios), ("matching", matching, Matching)):
         if isinstance(value, str) and value not in get_args(legal):
             raise ValueError(f"{name} must be one of {get_args(legal)}, got {value!r}")
     if solver not in get_args(Solver):
         raise ValueError(f"solver must be one of {get_args(Solver)}, got {solver!r}")
-    if not budget >= 1:
-        raise ValueError(f"budget must be at least 1, the cost of one network, got {budget}")
+    check_budget(budget)
     if solver == "sequential" and apply_at is None:
         raise ValueError("solver 'sequential' needs apply_at, the network at its merged widths")
     check_same_structure(a, b)
@@ -146,6 +147,7 @@ def pleas_merge(
     elif matching == "weight":
         perms = weight_matching(key, spec, a, b).perms
     else:
+        check_permutations(spec, matching)
         perms = {name: np.asarray(p) for name, p in matching.items()}
     if matching == "weight":
         moments, distances = None, weight_distances(spec, perms, a, b)
@@ -166,7 +168,7 @@ def pleas_merge(
             merged_apply=None if apply_at is None else apply_at(variables),
         )  # fmt: skip
         variables, before, after = solved.variables, solved.before, solved.after
-    real = {name: len(block.separate_a) / spec.groups[name].size for name, block in blocks.items()}
+    real = {name: block.separate_fraction for name, block in blocks.items()}
     return PleasResult(
         variables,
         perms,

@@ -172,11 +172,13 @@ class GPT(nn.Module):
           last: logits of so many last positions only; None means of all.
 
         Raises:
-          ValueError: sequences longer than ``context``.
+          ValueError: sequences longer than ``context``, or ``last`` not in ``[0, t]``.
         """
         t = tokens.shape[1]
         if t > self.context:
             raise ValueError(f"tokens must be at most context={self.context} a row, got {t}")
+        if last is not None and not 0 <= last <= t:
+            raise ValueError(f"last must lie in [0, {t}], the positions of a row, got {last}")
         positions = jnp.arange(t)
         before = jnp.zeros((tokens.shape[0], self.width), self.embed.embedding.dtype)
         x, _ = self._embedded(tokens, positions, before)

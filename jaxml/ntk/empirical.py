@@ -357,7 +357,13 @@ def ntk_diagonal(
 
     Returns:
       ``[n]``.
+
+    Raises:
+      ValueError: no example, no floating-point parameter, outputs that are not ``[n, ...]``, or
+        ``batch_size < 1``.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
     f, weights, out = _single(apply_fn, params, x)
 
     def squared_norm(example):

@@ -79,6 +79,14 @@ def test_a_missing_file_is_not_found(tmp_path):
         load_tree(tmp_path / "none.safetensors")
 
 
+def test_a_file_that_is_no_safetensors_file_is_named(tmp_path):
+    path = tmp_path / "model"
+    path.write_bytes(b"something else")
+    for load in (load_tree, load_metadata):
+        with pytest.raises(ValueError, match=r"model is not a safetensors file: "):
+            load(path)
+
+
 def test_json_keeps_values_and_turns_arrays_to_lists(tmp_path):
     save_json(tmp_path / "a.json", {"x": np.float32(0.5), "y": jnp.arange(2), "z": [None, "t"]})
     assert load_json(tmp_path / "a.json") == {"x": 0.5, "y": [0, 1], "z": [None, "t"]}

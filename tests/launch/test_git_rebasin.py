@@ -101,6 +101,26 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path):
         }
 
 
+def test_a_finished_run_is_read_and_not_measured_again(finished):
+    workdir, result = finished
+    events = []
+    again = run(small(), workdir=workdir, writer=MetricsWriter(None, events.append))
+    assert again.tables == result.tables and again.claims == result.claims
+    assert not [event for event in events if event["step"] is not None]
+
+
+def test_repair_carries_the_seconds_of_its_own_matching(finished):
+    _, result = finished
+    seconds = {r["method"]: r["matching seconds"] for r in result.tables["pairs"][:5]}
+    assert seconds["weight + repair"] == seconds["weight"] != seconds["ste"]
+
+
+def test_a_width_too_large_for_the_only_method_is_measured_unmatched(finished):
+    workdir, _ = finished  # so that nothing is measured anew
+    result = run(small(method=("ste",), width=(16.0,)), workdir=workdir)
+    assert [r["method"] for r in result.tables["pairs"]] == ["naive"]
+
+
 def test_given_checkpoints_are_compared_without_claims(finished):
     workdir, _ = finished
     models = workdir / "artifacts" / "width_8" / "models"
@@ -124,6 +144,15 @@ def test_given_checkpoints_are_compared_without_claims(finished):
         ({"dataset": "diabetes"}, "has no classes"),
         ({"n_pairs": 0}, "n_pairs must be positive"),
         ({"merge_many": 1}, "merge_many"),
+        ({"metric": "cosine"}, "metric must be one of inner, corr, sqdist; got 'cosine'"),
+        ({"n_restarts": 0}, "n_restarts must be positive"),
+        ({"ste_steps": 0}, "ste_steps must be positive"),
+        ({"calibration_size": 0}, "calibration_size must be positive"),
+        ({"lambda_chunk": 0}, "lambda_chunk must be positive"),
+        ({"n_lambdas": 4}, "n_lambdas must be odd, for the midpoint, and at least 3, got 4"),
+        ({"n_lambdas": 1}, "n_lambdas must be odd"),
+        ({"n_pairs": 2, "seed_b": 2}, "seed_a and seed_b must differ by an odd number, .* 0 and 2"),
+        ({"epochs_per_checkpoint": 0}, "epochs_per_checkpoint must be positive"),
         ({"augment": "mixup"}, "augment"),
         ({"batch_size": 5000}, "batch_size is 5000, of 1437"),
         ({"model": "transformer"}, "name must be one of mlp"),
@@ -157,7 +186,16 @@ def test_batchnorm_networks_are_measured_with_their_statistics_reset():
     )  # fmt: skip
     result = run(config)
     assert [r["method"] for r in result.tables["pairs"]] == ["naive", "weight"]
-    assert result.tables["merging_many"][-1]["combined by"] == "merge many, statistics reset"
+    many = result.tables["merging_many"]
+    assert [r["combined by"] for r in many] == [
+        f"{name}, statistics reset"
+        for name in ("each alone, mean", "mean of parameters, naive", "merge many")
+    ]
+    assert any(f"those of {config.merge_many} add up" in note for note in result.notes)
+    # Two networks in the middle of a line, with the same statistics reset.
+    naive = result.tables["pairs"][0]
+    assert many[0]["test accuracy"] == pytest.approx(naive["test accuracy of ends"], abs=1e-3)
+    assert many[1]["test accuracy"] == pytest.approx(naive["test accuracy at midpoint"], abs=3e-3)
 
 
 def test_an_unprepared_data_set_says_how_to_prepare_it(tmp_path):

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
 from configs.pleas import digits, paper, tiny
 from jaxml import data, merging, nn
 from jaxml.io import MetricsWriter, artifacts
 from launch import _tasks, pleas
+from launch._pleas_report import Outcome, claims
 
 AT_ONE = [
     "average", "RegMean", "least squares, not permuted", "sequential, not permuted",
@@ -35,6 +37,11 @@ def run(config, **kwargs):
 
 def without_seconds(rows):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def trained(workdir):
+    return [workdir / "artifacts" / side / "models" / f"{i}.safetensors"
+            for i, side in enumerate("ab")]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,7 @@ def test_least_squares_lowers_the_error_of_every_layer(finished):
 def test_artifacts_hold_what_the_report_says(finished):
     workdir, result = finished
     root = workdir / "artifacts"
-    a, b = (artifacts.load_tree(root / "models" / f"{seed}.safetensors") for seed in (0, 1))
+    a, b = (artifacts.load_tree(path) for path in trained(workdir))
     spec = merging.PermutationSpec.from_json((root / "spec.json").read_text())
     folder = root / "pair_0" / "1.5x" / "permutation"
     fields = artifacts.load_npz(folder / "blocks.npz")
@@ -100,7 +107,7 @@ def test_artifacts_hold_what_the_report_says(finished):
         variables = artifacts.load_tree(folder / f"{name}.safetensors")
         hits = model.apply(variables, dataset.test_x).argmax(-1) == dataset.test_y
         assert float(hits.mean()) == pytest.approx(row[column], abs=0.5 / len(dataset.test_y))
-    assert not list(root.glob("checkpoints_*"))
+    assert not list(root.rglob("checkpoints_*"))
 
 
 class KilledError(Exception):
@@ -207,9 +214,8 @@ def test_two_data_sets_make_two_tasks():
 
 def test_given_checkpoints_are_merged_without_claims(finished):
     workdir, _ = finished
-    models = workdir / "artifacts" / "models"
-    given = {"checkpoint_a": str(models / "0.safetensors"),
-             "checkpoint_b": str(models / "1.safetensors"), "budget": (1.0,)}  # fmt: skip
+    a, b = map(str, trained(workdir))
+    given = {"checkpoint_a": a, "checkpoint_b": b, "budget": (1.0,)}
     own = run(small(**given))
     kwargs = json.dumps({"n_classes": 10, "features": [4, 8, 16], "norm": "batch"})
     named = run(small(**given, module="jaxml.nn:ConvNet", module_kwargs=kwargs))
@@ -218,6 +224,56 @@ def test_given_checkpoints_are_merged_without_claims(finished):
     assert any("carry no claims" in note for note in own.notes)
     with pytest.raises(ValueError, match="have 10 outputs, 'digits 0-4' has 5 classes"):
         run(small(**given, labels="disjoint"))
+
+
+class OwnNet(linen.Module):
+    """What nn.with_widths does not know."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.relu(linen.Dense(6)(x.reshape(len(x), -1)))
+        return linen.Dense(10)(x)
+
+
+def test_a_module_of_ones_own_is_merged_at_the_budget_1_alone(tmp_path):
+    paths = [str(tmp_path / f"{side}.safetensors") for side in "ab"]
+    x = data.load("digits").test_x[:1]
+    for seed, path in enumerate(paths):
+        artifacts.save_tree(path, OwnNet().init(jax.random.key(seed), x))
+    given = dict(zip(("checkpoint_a", "checkpoint_b"), paths, strict=True))
+    given["module"] = f"{OwnNet.__module__}:OwnNet"
+    result = run(small(**given, budget=(1.0,), calibration_size=64))
+    assert {r["method"] for r in result.tables["pairs"]} >= {*AT_ONE, *BUDGETED}
+    with pytest.raises(ValueError, match=r"with_widths knows MLP, .* got OwnNet"):
+        run(small(**given), workdir=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_models_of_fixed_width_are_those_that_cannot_be_rebuilt():
+    for name in nn.MODELS:
+        module = nn.build(name, width=1, n_classes=2)
+        known = isinstance(module, nn.MLP | nn.ConvNet | nn.ResNet | nn.VGG)
+        assert name.startswith(pleas.FIXED_WIDTH) != known, name
+
+
+def test_seeds_that_meet_do_not_make_one_network_of_two(tmp_path):
+    config = small(seed_b=0)
+    sources, key, writer = _tasks.load_sources(config), jax.random.key(3), MetricsWriter()
+    _, [(a, b)] = pleas._networks_of(key, config, sources, tmp_path, writer, None)
+    assert np.abs(a["params"]["Dense_0"]["kernel"] - b["params"]["Dense_0"]["kernel"]).max() > 0.01
+
+
+@pytest.mark.parametrize("calibration", ["target", "noise"])
+def test_only_without_data_is_the_sequential_claim_known_not_to_hold(calibration):
+    methods = {"permutation": 1.0, "PLeaS": 1.0, "PLeaS sequential": 1.0,
+               "least squares, not permuted": 1.0, "ensemble": 2.0}  # fmt: skip
+    outcomes = [
+        Outcome(0, budget, method, {"digits": 0.5}, None, None, budget, budget, 0.0, {}, {})
+        for method, budget in methods.items()
+    ]
+    config = small(calibration=calibration, budget=(1.0,))
+    known = [claim.claim[:13] for claim in claims(config, outcomes, [None]) if claim.reason]
+    assert known == ["Least squares"] * (calibration == "noise")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +287,7 @@ def test_given_checkpoints_are_merged_without_claims(finished):
         ({"calibration_dataset": "digits"}, "calibration_dataset go together"),
         ({"budget": (0.5,)}, r"budget must be numbers in \[1, 2\], got \(0.5,\)"),
         ({"budget": ()}, "budget"),
+        ({"model": "vit"}, r"budget must be 1 for model 'vit', .* got \(1.0, 1.5\)"),
         ({"label_split": 1.5}, "label_split must lie in"),
         ({"width": 0.0}, "width must be positive"),
         ({"n_pairs": 0}, "n_pairs must be positive"),

@@ -23,7 +23,7 @@ def merged_at(p, ratios):
     """(merged leaves of random weights, the ratios that came out)."""
     distances = {name: np.arange(g.size) * 1.0 for name, g in p.spec.groups.items()}
     blocks = select_blocks(p.spec, p.perms, distances, ratios)
-    real = {n: len(b.separate_a) / p.spec.groups[n].size for n, b in blocks.items()}
+    real = {n: b.separate_fraction for n, b in blocks.items()}
     return flat(partial_merge(p.spec, p.a, p.b, blocks)), real
 
 

@@ -348,6 +348,14 @@ def test_straight_through_matching_is_reproducible(digits):
     assert_trees_equal(one.perms, two.perms)
 
 
+def test_no_gradient_step_follows_the_last_matching(digits):
+    def update(*_):
+        raise AssertionError("a step that nothing judges")
+
+    result = digits.ste(n_steps=1, optimizer=optax.GradientTransformation(lambda w: (), update))
+    assert result.n_iter == len(result.history) == 1
+
+
 def test_straight_through_matching_names_bad_input(digits):
     with pytest.raises(ValueError, match=r"1 <= batch_size <= 1437 .* got 100, 1438 and 2000"):
         digits.ste(batch_size=1438)

@@ -131,6 +131,8 @@ def test_transform_is_given_the_network_and_its_place(pair):
 def test_bad_lines_are_refused(pair):
     with pytest.raises(ValueError, match="n must be at least 2, the two ends, got 1"):
         loss_barrier(classify, *pair, X, Y, n=1)
+    with pytest.raises(ValueError, match="chunk must be positive, got 0"):
+        loss_barrier(classify, *pair, X, Y, chunk=0)
     with pytest.raises(ValueError, match="'params/Dense_0/bias' is in a and not in b"):
         loss_barrier(classify, pair[0], {"params": {}}, X, Y)
 

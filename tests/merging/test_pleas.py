@@ -184,6 +184,7 @@ def test_bad_input_is_named():
         ({"ratios": {"Dense_0": 0.5}}, "ratios lack group 'Dense_1'"),
         ({"matching": {"Dense_0": p.perms["Dense_0"]}}, "perms lack group 'Dense_1'"),
         ({"matching": p.perms | {"Dense_0": np.zeros(7, int)}}, "'Dense_0' is no bijection"),
+        ({"matching": p.perms | {"Dense_0": np.full(7, 99)}}, "'Dense_0' is no bijection"),
         ({"batches": [p.x * np.nan]}, "activations of group 'Dense_0' are not finite"),
         (
             {"batches": [p.x * np.nan], "matching": "weight"},

@@ -114,6 +114,9 @@ def test_takes_weights_over_the_vocabulary_and_gives_the_last_logits_alone(netwo
         model.apply(variables, jax.nn.one_hot(tokens, V)), whole, rtol=1e-4, atol=1e-5
     )
     np.testing.assert_array_equal(model.apply(variables, tokens, last=2), whole[:, -2:])
+    assert model.apply(variables, tokens, last=0).shape == (len(tokens), 0, V)
+    with pytest.raises(ValueError, match=r"last must lie in \[0, 9\], .* got 10"):
+        model.apply(variables, tokens, last=10)
 
 
 def test_rotation_depends_on_distance_only():

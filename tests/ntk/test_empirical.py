@@ -221,6 +221,9 @@ def test_products_and_diagonals_are_those_of_the_kernel():
         np.testing.assert_allclose(found, diagonal, **CLOSE)
     with pytest.raises(ValueError, match=r"v must be \(7, 3\).*got \(7,\)"):
         ntk.ntk_vector_product(apply, params, x1, x2, v[:, 0])
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size must be positive, got {size}"):
+            ntk.ntk_diagonal(apply, params, x1, batch_size=size)
 
 
 def test_linearize_is_the_tangent_plane():
