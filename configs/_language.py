@@ -1,4 +1,4 @@
-"""The language model that two papers audit: equal fields give one model, trained once."""
+"""The recipe of the language model that two papers audit, each with its own share of copying."""
 
 from ml_collections import ConfigDict
 

@@ -249,38 +249,44 @@ def claims(config, init_success, outcomes, bias: Bias, evasions: Evasion) -> lis
             "the gradient of the audited model included: so small a model copies unsurely."
             if rate("gcq") >= max(share, 0.5) else "",
         )  # fmt: skip
-    for proxy, text in (("gcq", "a proxy"), ("gcq, ideal proxy", "the target as its own proxy")):
+    few = (
+        "A search that is not over at once is over within some tens of queries or, within this "
+        "budget, never: few targets are left to compare on."
+    )
+    little = "A proxy that has read other text knows little of what the audited model copies."
+    for proxy, text in (
+        ("gcq", "a proxy"),
+        ("gcq with ideal proxy", "the target as its own proxy"),
+    ):
         if {proxy, "random"} <= names:
             ours, theirs = common_queries(outcomes, proxy, "random")
+            value, spread, holds = "no target on which both had to search", "", None
+            reason = few
             if len(ours):
-                ratio = ours.sum() / theirs.sum()
-                enough = len(ours) >= bounds.fewest_pairs
+                ratio, median = ours.sum() / theirs.sum(), np.median(ours / theirs)
                 better = f"fewer on {(ours < theirs).sum()} of {len(ours)}"
-                add(
-                    f"GCQ with {text} needs at most half the queries of random search",
-                    "not in the paper as a number",
-                    f"{ratio:.2f} of them; {better}, solved by both",
-                    f"{bounds.queries_of_random:g}",
-                    ratio <= bounds.queries_of_random if enough else None,
-                    spread=f"median of ratios {np.median(ours / theirs):.2f}",
+                value = f"{ratio:.2f} of them; {better}, solved by both"
+                spread = f"median of ratios {median:.2f}"
+                if len(ours) >= bounds.fewest_pairs:
+                    holds = ratio <= bounds.queries_of_random
                     # Known not to save queries; to cost many more would be news.
-                    reason=""
-                    if enough and np.median(ours / theirs) > 2
-                    else "A search that is not over at once is over within some tens of queries "
-                    "or, within this budget, never: few targets are left to compare on, and a "
-                    "proxy that has read other text has little to save there.",
-                )  # fmt: skip
+                    reason = little if proxy == "gcq" and median <= 2 else ""
+            add(
+                f"GCQ with {text} needs at most half the queries of random search",
+                "not in the paper as a number",
+                value, f"{bounds.queries_of_random:g}", holds, spread=spread, reason=reason,
+            )  # fmt: skip
     if {"gcq", "transfer"} <= names:
         add(
             "Prompts of the proxy alone transfer to fewer targets",
             "0 % by transfer of GCG, 39 to 79 % by GCQ (second-hand; Vicuna)",
             f"{rate('transfer'):.1%}", f"GCQ, {rate('gcq'):.1%}", rate("transfer") < rate("gcq"),
         )  # fmt: skip
-    if {"random", "random, random init"} <= names:
+    if {"random", "random with random init"} <= names:
         pairs = [
             tuple(config.max_queries + 1 if not o.solved else o.queries for o in pair)
             for pair in zip(
-                select(outcomes, "random"), select(outcomes, "random, random init"), strict=True
+                select(outcomes, "random"), select(outcomes, "random with random init"), strict=True
             )
         ]
         wins, losses = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)

@@ -17,18 +17,20 @@ from launch import _app
 
 SEARCHES = (
     "gcq",
-    "gcq, ideal proxy",
+    "gcq with ideal proxy",
     "random",
     "position first",
-    "position first, gradient",
+    "position first with gradient",
     "GCG",
     "transfer",
-    "random, random init",
+    "random with random init",
 )
 
 
 def check(config):
     """Raises ValueError or FileNotFoundError for a config that cannot run; needs no jax."""
+    if not config.searches:
+        raise ValueError("searches must name at least one, got none")
     if unknown := [name for name in config.searches if name not in SEARCHES]:
         raise ValueError(f"searches must be of {', '.join(SEARCHES)}; got {unknown[0]!r}")
     for name, legal in (
@@ -105,7 +107,7 @@ def run(key, config, *, workdir=None, writer=None, mesh=None) -> _app.Result:
     study = Study(key, config, _language_model.load(key, config.lm, writer), writer, mesh)
     outcomes, traces = [], {}
     for name in config.searches:
-        folder = None if root is None else root / name.replace(", ", "_").replace(" ", "_")
+        folder = None if root is None else root / name.replace(" ", "_")
         found, trace = study.search(name, folder)
         outcomes += found
         traces[name] = trace
@@ -201,7 +203,7 @@ class Study:
             gradient = swaps() if name.endswith("gradient") else None
             step, own = language.position_first_step, {"n_tries": c.n_tries, "swaps": gradient}
         else:
-            proxy = {"gcq": "proxy", "gcq, ideal proxy": "target"}.get(name)
+            proxy = {"gcq": "proxy", "gcq with ideal proxy": "target"}.get(name)
             step = language.gcq_step
             own = {
                 "proxy": self.oracles.get(proxy),
@@ -329,24 +331,23 @@ def evade(key, config, root, writer) -> Evasion:
     curves = {}
     for name, step in steps.items():
         writer.stage(f"universal suffix, {name}", c.universal_queries)
-        points = []
+        folder = None if root is None else root / f"universal_{name.replace(' ', '_')}"
+        file = None if folder is None else folder / "curve.json"
+        # What an earlier run has seen of a search that this one goes on with.
+        points = artifacts.load_json(file) if file is not None and file.exists() else []
 
-        def on_step(state, points=points):
+        def on_step(state, points=points, file=file):
             queries = int(state.ledger.queries[0])
             rates = [evaded(test, suffix) for suffix in state.buffer.prompts[:, 0]]
             points.append([queries, *rates])
+            if file is not None:
+                artifacts.save_json(file, points)
             writer.step(queries, evasion=float(np.mean(rates)))
 
-        folder = None if root is None else root / f"universal_{name.replace(' ', '_')}"
         found = search(
             keys, universal, first, partial(step, oracle=universal, **options), buffer_size=1,
             max_queries=c.universal_queries, stop=False, folder=folder, on_step=on_step,
         )  # fmt: skip
-        file = None if folder is None else folder / "curve.json"
-        if file is not None:
-            # What an earlier run has seen of a search that this one has gone on with.
-            points = (artifacts.load_json(file) if file.exists() else []) + points
-            artifacts.save_json(file, points)
         final = [evaded(test, suffix) for suffix in found.state.buffer.prompts[:, 0]]
         curves[name] = {"points": points, "final": final}
     writer.stage("a suffix for each string", c.own_queries)

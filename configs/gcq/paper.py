@@ -6,9 +6,10 @@ Expected:  paper: 28 % by initialisation alone, 79.6 % within 0.10 dollars a tar
            0.20 (second-hand); not run here.
            The launcher audits the study's own model; weights of yours go through the library
            (`language.run_search` with `LogprobOracle`; `completions_top_k` asks a server of yours).
-Hardware:  one accelerator with room for target and proxy; the candidates are split over a mesh.
-Time:      8192 neighbours of 50 tokens through a proxy of 7 billion parameters are about 6 PFLOP a
-           step.
+Hardware:  2 CPU cores carry the study's own models. Through the library, one accelerator with room
+           for target and proxy; the candidates are split over a mesh.
+Time:      not measured. 8192 neighbours of 50 tokens through a proxy of 7 billion parameters, as in
+           the paper, are about 6 PFLOP a step.
 Command:   python -m launch.gcq --config=paper --targets_file=targets.txt --workdir=out/gcq_paper
 """
 

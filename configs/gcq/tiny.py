@@ -3,20 +3,21 @@
 Paper:     Hayase, Borevkovic, Carlini, Tramer & Nasr, Query-Based Adversarial Prompt Generation,
            NeurIPS 2024 (gpt-3.5-turbo-instruct, 574 strings, proxy Mistral-7B).
 Expected:  paper: 28 % by initialisation alone, 86 % within 0.20 dollars (second-hand). Here, three
-           models (--seed 0, 1, 2), 12 targets of 6 to 13 tokens, 500 queries, 3 seeds of the
+           models (--seed 0, 1, 2), 12 targets of 6 to 13 tokens, 300 queries, 3 seeds of the
            searches, solved of 36:
-             the repeated target alone 27, 24, 12; from there GCQ 29, 32, 30; random search 29, 30,
-             29; position first 30, 32, 30; white-box GCG 30, 30, 30; transfer 27, 25, 12; from a
+             the repeated target alone 27, 24, 12; from there GCQ 29, 32, 29; random search 27, 30,
+             29; position first 30, 31, 30; white-box GCG 30, 30, 30; transfer 27, 25, 12; from a
              random start none
-             queries of GCQ, of those of random search, where both had to search: 0.03, 0.44, 0.92
-             (on 1, 6, 17 pairs), so the goal of half does not hold; with the audited model as its
-             own proxy 0.03, 0.44, 0.30, so it does
-             through the 5 likeliest tokens and a bias: the same prompts, 1.09 to 1.10 calls a
-             token; giving up early saves 17 to 19 %
+             queries of GCQ, of those of random search, where both had to search: 0.44 and 0.64 (on
+             6 and 16 pairs; on none with seed 0), so the goal of half does not hold in general,
+             and less at 500 queries (0.44 and 0.92); with the audited model as its own proxy 0.44
+             and 0.30, so it does
+             through the 5 likeliest tokens and a bias: the same prompts, 1.08 to 1.09 calls a
+             token; giving up early saves 13 to 14 %
            Detector: 0 % evade as they are, 64, 78, 60 % with a universal suffix found position
            first, 58, 72, 56 % with one found at random (5 seeds each, ahead in 5, 4, 4).
 Hardware:  2 CPU cores.
-Time:      150 CPU seconds once the models are cached; 2 minutes more to train those.
+Time:      150 to 200 CPU seconds once the models are cached; 4 CPU minutes more to train those.
 Command:   python -m launch.gcq --config=tiny --workdir=out/gcq
 """
 
@@ -56,15 +57,15 @@ def get_config() -> ConfigDict:
     # The searches, each with this many target queries for each target and seed.
     c.searches = (
         "gcq",
-        "gcq, ideal proxy",  # the audited model ranks for itself: a bound on what proxies can do
+        "gcq with ideal proxy",  # the audited model ranks for itself: what a proxy can do at best
         "random",
         "position first",
-        "position first, gradient",
+        "position first with gradient",
         "GCG",
         "transfer",
-        "random, random init",
+        "random with random init",
     )
-    c.max_queries = 500
+    c.max_queries = 300
     c.seeds = 3
     c.suffix_len = 20
     c.init = "repeat_target"  # or "random"
@@ -79,7 +80,7 @@ def get_config() -> ConfigDict:
     c.transfer_steps = 12  # of GCG on the proxy
     # The same search again, through an interface that names so many tokens and takes a bias.
     c.bias_k = 5
-    c.bias_steps = 20
+    c.bias_steps = 12
     # The detector of licence text, and suffixes that it misses.
     c.detector = ConfigDict()
     c.detector.window = 48  # tokens

@@ -1,5 +1,6 @@
 """A completions server on one's own machine, asked for its likeliest tokens."""
 
+import http.client
 import json
 import urllib.request
 from collections.abc import Callable
@@ -10,6 +11,11 @@ import numpy as np
 from jaxml.language.topk_bias import TopK
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+# What one's own machine is asked is no business of a proxy that the environment names.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_NO_ANSWER = (
+    OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError, AttributeError,
+)  # fmt: skip
 
 
 class OracleError(RuntimeError):
@@ -73,12 +79,12 @@ def completions_top_k(
             address, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
+            with _DIRECT.open(request, timeout=timeout) as response:
                 answer = json.load(response)
-            top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            top = answer["choices"][0]["logprobs"]["top_logprobs"][0].items()
+        except _NO_ANSWER as error:
             raise OracleError(f"{address} gave no log-probabilities: {error}") from error
-        return [(identify(name), value) for name, value in top.items()][:k]
+        return [(identify(name), value) for name, value in top][:k]
 
     def top_k(contexts, tokens, biases):
         ids = np.full((len(tokens), k), -1, np.int64)

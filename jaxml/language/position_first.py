@@ -71,6 +71,7 @@ def position_first_step(
     mask = mask[None] if swaps is None else swaps(parents, mask)
     mask = jnp.broadcast_to(mask, (len(parents), *mask.shape[1:]))
     tried, open_ = jax.device_get(_each_place(keys, state.buffer.prompts, mask))
+    seen = np.concatenate([tried, state.buffer.prompts], axis=1)
     active = active_problems(state, oracle, max_queries=max_queries, stop=stop)
     first, valid = tried[active], open_[active]
     if admissible is not None and valid.any():
@@ -82,7 +83,7 @@ def position_first_step(
     place = np.zeros(len(parents), np.int32)
     place[active] = loss.argmin(1)
     n = min(n_tries * (1 if admissible is None else 4), mask.shape[2])
-    prompts, valid = jax.device_get(_one_place(keys, parents, tried, mask, place, n=n))
+    prompts, valid = jax.device_get(_one_place(keys, parents, seen, mask, place, n=n))
     prompts, valid = choose(prompts[active], valid[active], n_tries, admissible)
     # Those that the first round has solved, or left without queries, are done.
     still = np.isin(active, active_problems(state, oracle, max_queries=max_queries, stop=stop))
@@ -101,12 +102,12 @@ def _each_place(keys, seen, swaps):
 
 
 @partial(jax.jit, static_argnames="n")
-def _one_place(keys, parents, tried, swaps, place, *, n):
-    def one(key, parent, tried, swaps, place):
+def _one_place(keys, parents, seen, swaps, place, *, n):
+    def one(key, parent, seen, swaps, place):
         here = (jnp.arange(parent.shape[0]) == place)[:, None]
         # Another key than the first round's.
         return sample_neighbours(
-            jax.random.fold_in(key, 1), parent, open_swaps(parent, tried, swaps) & here, n=n
+            jax.random.fold_in(key, 1), parent, open_swaps(parent, seen, swaps) & here, n=n
         )
 
-    return jax.vmap(one)(keys, parents, tried, swaps, place)
+    return jax.vmap(one)(keys, parents, seen, swaps, place)

@@ -71,9 +71,30 @@ def test_every_search_opens_the_lock_and_counts_exactly(name):
         np.testing.assert_allclose(
             again.parts.sum(1), state.buffer.loss[problem, finite], atol=1e-5
         )
+        # None of it was paid for twice.
+        kept = state.buffer.prompts[problem, finite]
+        assert len(np.unique(kept, axis=0)) == len(kept)
     # No prompt was asked about that had been in the buffer at the time.
     if name == "random":
         assert len(set(oracle.asked)) >= 0.9 * len(oracle.asked)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_nothing_in_the_buffer_is_asked_about_again(name):
+    step, options = SEARCHES[name]
+    oracle, few = Lock(SECRETS), np.arange(VOCAB) < 5
+    before: list[set] = [set()]
+    known: list[bool] = []
+
+    def look(state, info):
+        known.extend(asked in before[-1] for asked in oracle.asked)
+        oracle.asked.clear()
+        prompts = state.buffer.prompts
+        before.append({(i, tuple(p)) for i in range(K) for p in prompts[i].tolist()})
+
+    start = np.minimum(START, 4)
+    search(oracle, step, start=start, n_steps=12, callback=look, **options | {"allowed": few})
+    assert len(known) > 12 and not any(known)
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -10,7 +10,7 @@ from configs.gcq import paper, stdlib, tiny
 from jaxml.io import MetricsWriter, artifacts
 from launch import _gcq_search, gcq
 
-SEARCHES = ("gcq", "random", "position first, gradient", "transfer")
+SEARCHES = ("gcq", "random", "position first with gradient", "transfer")
 
 
 def small(**changes):
@@ -69,21 +69,24 @@ class KilledError(Exception):
 
 
 @pytest.mark.heavy
-def test_a_run_that_is_killed_resumes_to_the_same_numbers(finished, tmp_path):
-    _, result = finished
+@pytest.mark.parametrize("stage", ["random", "universal suffix, random"])
+def test_a_run_that_is_killed_resumes_to_the_same_numbers(finished, tmp_path, stage):
+    workdir, result = finished
     events = itertools.count(1)
 
     def kill(event):
-        in_search = event["stage"] == "random" and event["step"] is not None
-        if in_search and next(events) == 2:
+        if event["stage"] == stage and event["step"] is not None and next(events) == 2:
             raise KilledError
 
     with pytest.raises(KilledError):
         run(small(), workdir=tmp_path, writer=MetricsWriter(None, kill))
-    state, trace = _gcq_search.load(tmp_path / "artifacts" / "random" / "state.npz")
+    folder = stage.replace(" suffix, ", "_")
+    state, trace = _gcq_search.load(tmp_path / "artifacts" / folder / "state.npz")
     assert state.step == 2 and len(trace) == 3 and state.ledger.queries.max() > 1
     resumed = run(small(), workdir=tmp_path)
     assert resumed.tables == result.tables and resumed.claims == result.claims
+    curves = [w / "artifacts" / "universal_random" / "curve.json" for w in (workdir, tmp_path)]
+    assert artifacts.load_json(curves[0]) == artifacts.load_json(curves[1])
 
 
 def test_targets_come_from_a_file(tmp_path):
@@ -97,6 +100,7 @@ def test_targets_come_from_a_file(tmp_path):
     ("changes", "message"),
     [
         ({"searches": ("gcq", "best")}, "searches must be of gcq, .*; got 'best'"),
+        ({"searches": ()}, "searches must name at least one, got none"),
         ({"audited": "both"}, "audited must be one of model, control; got 'both'"),
         ({"init": "zeros"}, "init must be one of repeat_target, random"),
         ({"expand": "all"}, "expand must be one of best, best_unexplored"),
