@@ -44,7 +44,7 @@ setup(
         "flower": ["flwr>=1.42"],
         "extraction": ["pydivsufsort>=0.0.20"],
         "datacomp": ["pyarrow>=26.0", "dask[distributed]>=2026.8"],
-        "notebooks": ["nbformat>=5.10", "nbclient>=0.10", "ipykernel>=7.0"],
+        "notebooks": ["jupyterlab>=4.4", "ipykernel>=7.0"],
         "test": [
             "pytest>=8.0",
             "pytest-xdist>=3.6",

@@ -302,15 +302,13 @@ def bound_rows(build: dict, look_up: dict, stream: dict) -> list[dict]:
                 "holds": bool(np.median(ratios) >= bound),
             })  # fmt: skip
     if "tokengrams" in build:
-        for who in build:
-            if who == "tokengrams":
-                continue
-            ratio = np.median(build["tokengrams"]) / np.median(build[who])
-            rows.append({
-                "bound": f"build ({who}) at least 10 times as fast as tokengrams",
-                "measured": f"{ratio:.3g}",
-                "holds": bool(ratio >= 10),
-            })  # fmt: skip
+        fastest = min(build.keys() - {"tokengrams"}, key=lambda who: np.median(build[who]))
+        ratio = np.median(build["tokengrams"]) / np.median(build[fastest])
+        rows.append({
+            "bound": f"the fastest build ({fastest}) at least 10 times as fast as tokengrams",
+            "measured": f"{ratio:.3g}",
+            "holds": bool(ratio >= 10),
+        })  # fmt: skip
     rows.append({
         "bound": f"{stream['corpus, MB']} MB streamed within {STREAM_LIMIT // 10**6} MB",
         "measured": f"{stream['peak resident memory, GB'] * 1e3:.0f} MB",

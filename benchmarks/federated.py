@@ -1,4 +1,4 @@
-"""Federated rounds and the SPECTRE filter: against a Python loop, Flower's engine and PCA.
+"""Federated rounds and the SPECTRE filter: against a Python loop and Flower's engine.
 
     python -m benchmarks.federated            # prints the tables
     python -m benchmarks.federated --write    # and puts them into benchmarks/RESULTS.md
@@ -204,23 +204,19 @@ def round_table() -> list[dict]:
 
 
 def filter_table() -> list[dict]:
-    """Tabulates the filter's time and compile time against PCA's."""
+    """Tabulates the filter's time and compile time."""
     rows = []
     for n, k in SIZES:
         d = max(74, k)
         h = jax.random.normal(jax.random.key(0), (n, d)) * jnp.linspace(3, 0.1, d)
         fit = jax.jit(functools.partial(spectre.fit_spectre, k=k))
-        simple = jax.jit(spectre.fit_pca)
         first, _, cpu, wall = repeated(fit, h, 0.1 * n)
-        _, _, pca_cpu, _ = repeated(simple, h)
         rows.append(
             {
                 "rows n": n,
                 "directions k": k,
                 "SPECTRE, CPU ms": 1000 * cpu,
                 "wall ms": 1000 * wall,
-                "PCA, CPU ms": 1000 * pca_cpu,
-                "SPECTRE / PCA": cpu / max(pca_cpu, 1e-6),
                 "compiling, CPU s": max(first - cpu, 0.0),
             }
         )
@@ -245,7 +241,7 @@ def report() -> str:
 ### The filter
 
 `fit_spectre`, 16 passes of 16 power iterations, on Gaussian rows of falling variance, a tenth of
-them reckoned outliers; PCA is the top direction alone.
+them reckoned outliers.
 
 {to_markdown(filters)}"""
 

@@ -49,7 +49,7 @@ def trained(width: int) -> verify.Net:
     """Trains a robust 64-w-w-10 network on digits, as the study does."""
     digits = data.load("digits")
     model = verify.AdversarialTraining(MLP((width, width), 10), 0.06, 3)
-    optimizer = train.make_optimizer("adam", learning_rate=3e-3, n_steps=1)
+    optimizer = train.make_optimizer("adam", learning_rate=3e-3)
     state = train.fit(
         jax.random.key(0), model, optimizer, digits.train_x, digits.train_y, n_epochs=60,
         batch_size=100, epochs_per_call=60,

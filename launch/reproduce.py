@@ -3,7 +3,7 @@
   python -m launch.reproduce --workdir=out
   python -m launch.reproduce --only=git_rebasin --scale=digits --workdir=out
 
-Each paper also has its own report in WORKDIR/PAPER. The exit code is 1 when a paper fails, or when
+Each paper also has its own report in WORKDIR/papers/PAPER. The exit code is 1 when a paper fails, or when
 a claim does not hold and the report gives no reason for it; the others run all the same.
 """
 
@@ -95,7 +95,7 @@ def _studies(values: flags.FlagValues, workdir: pathlib.Path) -> list[_app.Study
             raise _flags.UserError(f"--only: there is no paper {paper!r}{near}")
         config, label = _flags.load_config(paper, _config_name(paper, values.scale))
         command = _app.command(paper, label, values)
-        study = _app.Study(paper, PAPERS[paper], config, label, command, workdir / paper)
+        study = _app.Study(paper, PAPERS[paper], config, label, command, workdir / "papers" / paper)
         studies.append(study)
     return studies
 
@@ -145,7 +145,7 @@ def _report(studies: Sequence[_app.Study], failures: dict[str, str], workdir: pa
                 study.title,
                 claims=[report.Claim(**claim) for claim in saved],
                 figures={_workdir.caption(path.stem): path.read_bytes() for path in plots},
-                link=f"{study.paper}/report.html",
+                link=f"papers/{study.paper}/report.html",
             )
         )
     page = workdir / "report.html"

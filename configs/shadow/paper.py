@@ -1,7 +1,7 @@
 """Experiment cards: shadow learning at the paper's scale, one data set by its argument.
 
 Paper:     Wang, Hayase, Fanti & Oh, "Towards a Defense Against Federated Backdoor Attacks Under
-           Continuous Training", 2023. Its numbers are second-hand (a reading note).
+           Continuous Training", 2023. Its numbers are second-hand.
 
   argument        what is simulated                                 expected success
   emnist          1000 clients of 100 images, 50 a round, a         below 0.1 for shadow learning,
@@ -10,8 +10,8 @@ Paper:     Wang, Hayase, Fanti & Oh, "Towards a Defense Against Federated Backdo
   cifar100        likewise
   tiny_imagenet   likewise, from a folder in tfds form
 
-Hardware:  one 80 GB accelerator; hours. Not run here: these cards state what to expect of the
-           paper, not what was measured.
+Hardware:  one 80 GB accelerator; by arithmetic minutes for EMNIST (docs/scaling.md). Not run here:
+           these cards state what to expect of the paper, not what was measured.
 Data:      python -m launch.prepare_data --name=emnist/digits (or cifar10, cifar100).
            tfds has no Tiny-ImageNet: store it, under the name tiny_imagenet, as array_record in
            --data_dir.

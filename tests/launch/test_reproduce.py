@@ -50,18 +50,19 @@ def test_a_good_paper_is_reported_and_exits_with_zero(papers, capsys, tmp_path):
     assert papers == ["good"]
     out = capsys.readouterr().out
     assert "good  config=tiny" in out and out.endswith("out/report.html\n")
-    (claim,) = json.loads(pathlib.Path("out/good/claims.json").read_text())
+    (claim,) = json.loads(pathlib.Path("out/papers/good/claims.json").read_text())
     assert claim["command"] == "python -m launch.good --config=tiny --seed=2"
     page = pathlib.Path("out/report.html").read_text()
     assert "Good &amp; proper" in page and "data:image/png" in page
-    assert 'href="good/report.html"' in page and pathlib.Path("out/good/report.html").exists()
+    assert 'href="papers/good/report.html"' in page
+    assert pathlib.Path("out/papers/good/report.html").exists()
 
 
 def test_what_fails_gives_exit_code_one_and_stops_nobody(papers, capsys):
     assert reproduce.main(["reproduce", "--only=raising,failing,good"]) == 1
     assert papers == ["raising", "failing", "good"]
     assert "raising: failed: RuntimeError: a <bug>" in capsys.readouterr().err
-    assert "a <bug>" in pathlib.Path("out/raising/error.log").read_text()
+    assert "a <bug>" in pathlib.Path("out/papers/raising/error.log").read_text()
     page = pathlib.Path("out/report.html").read_text()
     assert "a &lt;bug&gt;" in page and "2 claims: 1 holds, 1 does not hold" in page
     # Finished papers are not run again; the failed one is, and the exit code stays what it was.
