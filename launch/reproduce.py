@@ -3,8 +3,8 @@
   python -m launch.reproduce --workdir=out
   python -m launch.reproduce --only=git_rebasin --scale=digits --workdir=out
 
-Each paper also has its own report in WORKDIR/papers/PAPER. The exit code is 1 when a paper fails, or when
-a claim does not hold and the report gives no reason for it; the others run all the same.
+Each paper also has its own report in WORKDIR/papers/PAPER. The exit code is 1 when a paper fails,
+or when a claim does not hold and the report gives no reason for it; the others run all the same.
 """
 
 import importlib
