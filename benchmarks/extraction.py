@@ -401,7 +401,7 @@ token takes a pass over the whole row.
 {to_markdown(generation_rows(generation))}
 ### Bounds
 
-The bound on the build was set on the faster of numpy and divsufsort.
+The fastest build may be that of an extra (pydivsufsort); the table of builds has the others.
 
 {to_markdown(bound_rows(build, look_up, stream))}"""
 
