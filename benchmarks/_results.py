@@ -10,7 +10,10 @@ import re
 from collections.abc import Callable
 
 RESULTS = pathlib.Path(__file__).with_name("RESULTS.md")
-_TITLE = "# Benchmark results\n\nEvery section is written by the command that it names.\n"
+_TITLE = """# Benchmark results
+
+Every section is written by the command that it names, except where it says otherwise.
+"""
 
 
 def main(name: str, doc: str, report: Callable[[], str]) -> None:

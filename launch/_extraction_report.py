@@ -364,13 +364,15 @@ def _divergence_claims(config, rows) -> list[report.Claim]:
         _claim(
             config,
             "Memorised tokens once a model has left the repetition of a word, against short "
-            "prompts; not an aligned model here",
+            "prompts",
             "150 times (a chat model)",
             f"{share:.2f} %" + (f": {share / usual:.2f} times" if usual else ""),
             f"more than {usual:.2f} %",
-            None,  # the attack is on aligned models
+            None,
             _range([row["memorised of them, %"] for row in rows], " %"),
             f"{len(rows)} words x {config.divergence_rows}",
+        )._replace(
+            reason="The attack is on aligned models; here is nothing that repetition could undo."
         )
     ]
 

@@ -18,8 +18,8 @@ class Claim(NamedTuple):
       spread: the spread over the seeds, for example ``"sd 0.02"``.
       holds: True or False; None when this scale cannot measure it.
       command: the command that repeats it; the launcher fills it in when empty.
-      reason: why the claim is known not to hold at this scale. Such a claim is shown with its
-        reason and counted as not holding, but it is no failure of the run.
+      reason: why the claim is known not to hold at this scale, or cannot be measured. It is shown
+        with its reason and counted as not holding or not measured, but it is no failure of the run.
     """
 
     claim: str

@@ -138,8 +138,8 @@ def _claims(claims: list[tuple[Section, Claim]], *, with_section: bool) -> str:
             *map(_text, (claim.paper_value, claim.value, claim.baseline)),
             _text(", ".join(part for part in (claim.seeds, claim.spread) if part)),
         )
-        known = claim.holds is False and claim.reason
-        reason = f'<p class="soft">{_text(claim.reason)}</p>' if known else ""
+        told = claim.reason and not claim.holds
+        reason = f'<p class="soft">{_text(claim.reason)}</p>' if told else ""
         kind = {True: "yes", False: "no", None: "unmeasured"}[claim.holds]
         tds = "".join(
             f'<td data-name="{_text(name)}">{cell}</td>'

@@ -12,7 +12,7 @@ NASTY = "<script>alert(\"x\")</script> & 'more'"
 CLAIMS = [
     report.Claim("a holds", "Table 1", "0.1", "0.2", "naive 0.9", "3 seeds", "sd 0.02", True, "go"),
     report.Claim("b fails", "Fig. 2", "1", "2", "3", "1 seed", "", False, "python -m b"),
-    report.Claim("c is too big", "Fig. 3", "1", "", "", "", "", None, ""),
+    report.Claim("c is too big", "Fig. 3", "1", "", "", "", "", None, "", "no disk holds it"),
 ]
 
 
@@ -43,6 +43,7 @@ def test_claims_come_first_with_every_column():
     page = Page(report.render("Title", [section]))
     order = ["Title", "a holds", "Table 1", "0.1", "0.2", "naive 0.9", "3 seeds, sd 0.02", "yes"]
     order += ["go", "b fails", "no", "python -m b", "c is too big", "not measured at this scale"]
+    order += ["no disk holds it"]
     order += ["Paper", "A note.", "cap", "0.3333"]
     place = 0
     for words in order:
