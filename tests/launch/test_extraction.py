@@ -93,7 +93,7 @@ def test_every_stage_has_its_table_and_claims(finished):
         "discoverable_against_extractable",
     }  # fmt: skip
     assert len(result.claims) == 15
-    assert [c.holds for c in result.claims if "aligned" in c.claim] == [None]
+    assert [c.holds for c in result.claims if "aligned" in c.reason] == [None]
 
 
 def test_hits_are_in_the_documents_that_they_name(finished):
