@@ -158,8 +158,10 @@ def plot(c, rows):
             ]
         )
         series[name] = (c.levels, shares.mean(0), shares.std(0))
-    return report.lines(
+    figure = report.lines(
         series, xlabel="copies in the pool, before duplicates are dropped",
         ylabel="share of excerpts extracted", xlog=True,
         title=f"Prompted by {c.prompt_tokens} tokens (band: sd over seeds)", size=(6.0, 3.8),
     )  # fmt: skip
+    figure.axes[0].set_ylim(-0.03, 1.03)  # a band of shares may leave [0, 1]
+    return figure
