@@ -2,9 +2,13 @@
 
 Paper:     Hayase, Borevkovic, Carlini, Tramer & Nasr, Query-Based Adversarial Prompt Generation,
            NeurIPS 2024 (gpt-3.5-turbo-instruct, 574 strings, proxy Mistral-7B).
-Expected:  not run as a whole.
+Expected:  not run as a whole. With --seeds=1 --max_queries=500 --searches="gcq,gcq with ideal
+           proxy,random" and --seed=1 and 2, solved of 36: the repeated target 20 and 12, GCQ 22 and
+           25, with the audited model as proxy 24 and 24, random 22 and 25. So the 80 % that hold on
+           tiny's 12 sentences do not on these. Queries of GCQ over those of random, --seed=2: 0.60
+           (13 pairs), with the audited model as proxy 0.17 (12); with --seed=1 two pairs are left.
 Hardware:  2 CPU cores.
-Time:      not measured; the ranking of neighbours by the proxies takes most of it.
+Time:      8 to 10 minutes so reduced; the ranking of neighbours by the proxies takes most of it.
 Command:   python -m launch.gcq --config=stdlib --workdir=out/gcq_stdlib
 """
 
